@@ -1,0 +1,83 @@
+"""What a recipe resolves to: as TOML, as the keys that decide results, and where each value came from."""
+
+import tomllib
+from typing import Any
+
+import tomli_w
+
+from kdctool.recipe.load import preset_of
+from kdctool.recipe.sections import Recipe
+from kdctool.registry import Section
+
+
+def to_toml(recipe: Recipe) -> str:
+    """Every key of the recipe, defaults included; reading it back gives an equal recipe."""
+    return tomli_w.dumps(recipe.model_dump(mode="json"))
+
+
+def result_keys(recipe: Section, sections: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """Dotted key -> value of every key that can change a result; the digest of a run is made of these.
+
+    `sections` limits it to some top-level keys: finetuning is not guarded by the pre-training optimiser.
+    """
+    keys: dict[str, Any] = {}
+    for name, field in type(recipe).model_fields.items():
+        if sections is not None and name not in sections:
+            continue
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("result") is False:
+            continue
+        value = getattr(recipe, name)
+        if isinstance(value, Section):
+            keys.update({f"{name}.{key}": inner for key, inner in result_keys(value).items()})
+        else:
+            keys[name] = list(value) if isinstance(value, tuple) else value
+    return keys
+
+
+def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """`key: old -> new` for every key on which two sets of `result_keys` differ."""
+    missing = object()
+    return [
+        f"{key}: {'unset' if a is missing else a!r} -> {'unset' if b is missing else b!r}"
+        for key in sorted(before.keys() | now.keys())
+        if (a := before.get(key, missing)) != (b := now.get(key, missing))
+    ]
+
+
+def origins(recipe: Recipe, text: str, overrides: list[str]) -> dict[str, str]:
+    """Dotted key -> `recipe`, `--set`, `preset NAME` or `default`."""
+    tree = tomllib.loads(text)
+    overridden = {override.partition("=")[0].strip() for override in overrides}
+    preset = preset_of({"objective": {"name": recipe.objective.name}})
+    found = {}
+    for key, _ in flat(recipe.model_dump(mode="json")):
+        if any(key == name or key.startswith(name + ".") for name in overridden):
+            found[key] = "--set"
+        elif _has(tree, key):
+            found[key] = "recipe"
+        elif _has(preset, key):
+            found[key] = f"preset {recipe.objective.name}"
+        else:
+            found[key] = "default"
+    return found
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted key and value of every leaf, in order."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            rows += flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows
+
+
+def _has(tree: dict[str, Any], dotted: str) -> bool:
+    node: Any = tree
+    for part in dotted.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True

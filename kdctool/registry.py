@@ -1,0 +1,94 @@
+"""From a name in a recipe to a class, by one mechanism for objectives, maskings, tasks and exporters.
+
+A registry belongs to a folder. It imports the files of that folder when it is first asked, so adding a
+thing is adding a file: there is no list to edit.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kdctool.errors import UsageFault
+
+C = TypeVar("C", bound=type)
+
+
+class Section(BaseModel):
+    """A table of a recipe: frozen, unknown keys refused, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered class and the section that validates its `options` table."""
+
+    name: str
+    cls: Any
+    options: type[Section]
+
+
+class Registry:
+    """Name -> class for the files of one package folder."""
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind, self.package = kind, package
+        self._entries: dict[str, Entry] = {}
+        self._scanned = False
+
+    def register(self, name: str, options: type[Section] = Section) -> Callable[[C], C]:
+        """Class decorator: make the class known as `name`, its options validated by `options`."""
+
+        def add(cls: C) -> C:
+            known = self._entries.get(name)
+            if known is not None and known.cls.__module__ != cls.__module__:
+                raise UsageFault(f"two {self.kind}s are called '{name}': {known.cls.__module__} and {cls.__module__}")
+            self._entries[name] = Entry(name, cls, options)
+            return cls
+
+        return add
+
+    def names(self) -> list[str]:
+        """Every registered name, sorted."""
+        self._scan()
+        return sorted(self._entries)
+
+    def get(self, name: str) -> Entry:
+        """The entry called `name`; UsageFault with a did-you-mean otherwise."""
+        self._scan()
+        if name not in self._entries:
+            close = difflib.get_close_matches(name, self._entries, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(self.names())}"
+            raise UsageFault(f"no {self.kind} is called '{name}'", hint)
+        return self._entries[name]
+
+    def options(self, name: str, given: dict[str, Any]) -> Any:
+        """Validate an `options` table of a recipe for the thing called `name`."""
+        try:
+            return self.get(name).options.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise UsageFault(f"{self.kind} '{name}', option {key}: {first['msg']}") from error
+
+    def _scan(self) -> None:
+        if self._scanned:
+            return
+        self._scanned = True
+        folder = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(folder.__path__):
+            importlib.import_module(f"{self.package}.{module.name}")
+
+
+def load_plugins(modules: tuple[str, ...]) -> None:
+    """Import the modules a recipe names in `plugins`; they register themselves."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UsageFault(f"plugin '{module}' cannot be imported: {error}", "is its folder on PYTHONPATH?") from error
