@@ -1,0 +1,43 @@
+"""Frames to model input: Pillow's bicubic resize of the short side, centre crop, normalisation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def resize_crop(frame: np.ndarray, size: int) -> np.ndarray:
+    """Short side to `size`, then the centre: uint8 (H, W, 3) -> uint8 (size, size, 3).
+
+    Sizes and offsets round as torchvision's Resize and CenterCrop do. A frame whose short side has the size
+    already is not resampled.
+    """
+    height, width = frame.shape[:2]
+    short, long = min(height, width), max(height, width)
+    if short != size:
+        stretched = int(size * long / short)
+        height, width = (size, stretched) if height <= width else (stretched, size)
+        frame = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return np.array(frame[top : top + size, left : left + size])
+
+
+def tile(frames: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Four frames as a 2 x 2 collage, uint8 (H, W, 3) each -> uint8 (2 * size, 2 * size, 3).
+
+    Each is squeezed to size x size, whatever its aspect; they fill column by column, as in the KDC-MAE release.
+    """
+    if len(frames) != 4:
+        raise ValueError(f"a collage has 4 frames, got {len(frames)}")
+    small = [np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)) for frame in frames]
+    return np.concatenate([np.concatenate(small[column : column + 2]) for column in (0, 2)], axis=1)
+
+
+def normalise(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 (..., C, H, W) -> float32 (..., C, H, W): to 0-1, minus mean, over std, per channel."""
+    shape = (-1, 1, 1)
+    centre = torch.tensor(mean, dtype=torch.float32, device=frames.device).view(shape)
+    spread = torch.tensor(std, dtype=torch.float32, device=frames.device).view(shape)
+    return (frames.float() / 255 - centre) / spread

@@ -1,0 +1,68 @@
+"""Worker processes around `Clips`: batches for training from any step on, and all clips in order for evaluation."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from kdctool.batch import Batch
+from kdctool.data.clips import Clips, Failed, Raw
+from kdctool.data.device import ToBatch
+from kdctool.data.order import Order, Request
+from kdctool.recipe import Recipe
+from kdctool.shards.index import Index, Split
+
+
+class _Lists(Sampler[list[Request]]):
+    def __init__(self, lists: Iterable[list[Request]]) -> None:
+        self.lists = lists
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        return iter(self.lists)
+
+
+def _as_is(data: Raw | Failed) -> Raw | Failed:
+    return data
+
+
+def read(clips: Clips, lists: Iterable[list[Request]], workers: int, device: torch.device) -> Iterator[Raw]:
+    """Decode lists of requests in their order; errors of a worker are raised here as what they were."""
+    loader: DataLoader[Raw | Failed] = DataLoader(
+        clips,
+        batch_sampler=_Lists(lists),
+        num_workers=workers,
+        collate_fn=_as_is,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_one_thread if workers else None,
+        multiprocessing_context="forkserver" if workers and device.type == "cuda" else None,
+    )
+    for data in loader:
+        if isinstance(data, Failed):
+            raise data.error
+        yield data
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def training_batches(
+    clips: Clips, order: Order, start_step: int, micro_batch: int, rank: int, ranks: int, workers: int, device: torch.device
+) -> Iterator[list[Raw]]:
+    """Per optimiser step from `start_step` on: the micro batches of this rank."""
+    passes = order.global_batch // (micro_batch * ranks)
+    raw = read(clips, order.micro_batches(start_step, micro_batch, rank, ranks), workers, device)
+    for _ in range(start_step, order.total_steps):
+        yield [next(raw) for _ in range(passes)]
+
+
+def eval_batches(
+    index: Index, split: Split, recipe: Recipe, device: torch.device, batch_size: int, workers: int, *, labels: bool
+) -> Iterator[Batch]:
+    """Every clip of the split once, in order, middle frame, without augmentation."""
+    clips = Clips(index, split, recipe, training=False, with_labels=labels)
+    places = range(len(split))
+    lists = [[Request(i, 0, i) for i in places[first : first + batch_size]] for first in places[::batch_size]]
+    to_batch = ToBatch(recipe, device, training=False)
+    for raw in read(clips, lists, workers, device):
+        yield to_batch(raw)

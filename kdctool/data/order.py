@@ -1,0 +1,78 @@
+"""Which clip is read when: a pure function of (seed, epoch), so there is no reader state to save or lose."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdctool.errors import DataFault
+from kdctool.seeds import fold
+
+BLOCK_SHARDS = 16
+"""Shards that are mixed with each other: a reader touches few files at a time, and 16 x 1000 clips mix well."""
+
+
+def epoch_order(sizes: list[int], seed: int, epoch: int) -> np.ndarray:
+    """Permutation of all clips of an epoch, (sum(sizes),) int64: shards permuted, clips shuffled within blocks."""
+    rng = np.random.default_rng(fold(seed, "order", epoch))
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    shards = rng.permutation(len(sizes))
+    blocks = []
+    for first in range(0, len(shards), BLOCK_SHARDS):
+        members = shards[first : first + BLOCK_SHARDS]
+        clips = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in members])
+        blocks.append(rng.permutation(clips))
+    return np.concatenate(blocks).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One clip to read: its place in the split, the epoch (for augmentation) and its row in the global batch."""
+
+    clip: int
+    epoch: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """The whole training run's reading order for any number of ranks and micro batches."""
+
+    sizes: tuple[int, ...]
+    """Clips per shard."""
+    global_batch: int
+    seed: int
+    epochs: int
+
+    def __post_init__(self) -> None:
+        if sum(self.sizes) < self.global_batch:
+            raise DataFault(
+                f"the split has {sum(self.sizes)} clips, fewer than one batch of {self.global_batch}",
+                f"--set training.global_batch={max(1, sum(self.sizes) // 2)} or add clips",
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch; the tail that fills no global batch is dropped."""
+        return sum(self.sizes) // self.global_batch
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+    def micro_batches(self, start_step: int, micro_batch: int, rank: int, ranks: int) -> Iterator[list[Request]]:
+        """What this rank reads from `start_step` on, one list per forward pass.
+
+        Micro batch m of rank r holds rows m * R * b + r * b ... of the global batch, so every split of the
+        same global batch sees the same clips in the same rows.
+        """
+        passes = self.global_batch // (micro_batch * ranks)
+        order, order_epoch = np.empty(0, dtype=np.int64), -1
+        for step in range(start_step, self.total_steps):
+            epoch, place = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = epoch_order(list(self.sizes), self.seed, epoch), epoch
+            for index in range(passes):
+                first = (index * ranks + rank) * micro_batch
+                clips = order[place * self.global_batch + first :][:micro_batch]
+                yield [Request(int(clip), epoch, first + i) for i, clip in enumerate(clips)]

@@ -1,0 +1,70 @@
+"""What a training step minimises. The trainer knows the `Objective` protocol and nothing of audio or video.
+
+An objective is one file with one registered class, built as `cls(recipe, encoder)`. Terms that compare clips with
+each other ("coupled") are split in two, features and a function of the features of the whole global batch, so
+that any number of ranks and micro batches gives the value and gradient of one big batch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from kdctool.batch import Batch
+from kdctool.recipe import Recipe
+from kdctool.registry import Registry
+
+objectives = Registry("objective", __name__)
+
+
+@dataclass
+class Loss:
+    """What one forward pass says. total == sum(weights[k] * terms[k]) unless feature gradients were given."""
+
+    total: Tensor
+    """Scalar to differentiate."""
+    terms: dict[str, Tensor]
+    """Raw, detached scalars."""
+    weights: dict[str, float]
+    """Weight of each term in `terms`."""
+    meters: dict[str, Tensor] = field(default_factory=dict)
+    """Detached scalars that are worth logging and are not minimised."""
+
+
+class Objective(Protocol):
+    """An nn.Module that the trainer can step. What it freezes never gets a gradient; all else always does."""
+
+    encoder: Any
+    weights: dict[str, float]
+    """Weight of every term that is computed; a term of weight 0 is absent."""
+
+    def __call__(
+        self, batch: Batch, rng: torch.Generator, global_batch: int, feature_grads: dict[str, Tensor] | None = None
+    ) -> Loss:
+        """Loss of this micro batch; everything random comes from `rng`, drawn for `global_batch` clips.
+
+        Terms of single clips are means over the micro batch. Without `feature_grads` the coupled terms are added,
+        computed over all ranks' features. With them (one entry per entry of `features`, equal shapes; {} where
+        nothing couples), `total` gets sum(<features, feature_grads>) instead and `terms` lacks the coupled ones:
+        the caller knows them. The gradients are used as they come, so a caller that divides `total` by its
+        number of micro batches multiplies them by it.
+        """
+        ...
+
+    def features(self, batch: Batch, rng: torch.Generator, global_batch: int) -> dict[str, Tensor]:
+        """Float32 features (J, B, D) that couple clips, for the same masks as a forward pass with an equal rng."""
+        ...
+
+    def coupled(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Raw coupled terms (scalars with gradient) of the features (J, G, D) of the whole global batch."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Called after every optimiser step (a teacher moves here)."""
+        ...
+
+
+def build(recipe: Recipe, encoder: Any) -> Any:
+    """The objective that the recipe names, on top of `encoder`; its new weights come from torch's global generator."""
+    return objectives.get(recipe.objective.name).cls(recipe, encoder)

@@ -1,0 +1,1 @@
+"""The machine that minimises any objective: loop, step, checkpoints, logs. Knows nothing of audio or video."""
