@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Batch = dict[str, "Tensor"]
-"""clip (B,) int64, row (B,) int64 place in the global batch, fbank (B, T, F), frame (B, C, H, W), label (B, classes)."""
+"""clip (B,) int64, row (B,) int64 (place in the global batch), fbank (B, T, F), frame (B, C, H, W), label (B, K)."""
 
 
 @dataclass(frozen=True)

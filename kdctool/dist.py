@@ -53,14 +53,14 @@ class _Gather(torch.autograd.Function):
     """All-gather whose backward adds up what every rank's loss says about this rank's rows."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x: Tensor) -> Tensor:
         _, ranks = world()
         parts = [torch.empty_like(x) for _ in range(ranks)]
         dist.all_gather(parts, x.contiguous())
         return torch.stack(parts)  # (R, ...)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx, grad: Tensor) -> Tensor:
         rank, _ = world()
         grad = grad.contiguous()
         dist.all_reduce(grad)

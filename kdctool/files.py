@@ -77,9 +77,10 @@ def disk_faults(path: Path, needed: int = 0) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             place = existing_parent(path)
+            free = size_text(shutil.disk_usage(place).free)
             needs = f", needs {size_text(needed)}" if needed else ""
             raise EnvironmentFault(
-                f"no space left while writing {path}{needs}, {size_text(shutil.disk_usage(place).free)} free in {place}",
+                f"no space left while writing {path}{needs}, {free} free in {place}",
                 "free some space and run the same command again: it goes on where it stopped",
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):

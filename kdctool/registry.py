@@ -91,4 +91,6 @@ def load_plugins(modules: tuple[str, ...]) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise UsageFault(f"plugin '{module}' cannot be imported: {error}", "is its folder on PYTHONPATH?") from error
+            raise UsageFault(
+                f"plugin '{module}' cannot be imported: {error}", "is its folder on PYTHONPATH?"
+            ) from error

@@ -80,12 +80,17 @@ def make_extraction(folder: Path, clips: int = 44, seconds: float = 0.7, seed: i
 
 
 @pytest.fixture(scope="session")
-def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_extraction(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An extraction folder with 44 clips of three classes."""
+    return make_extraction(tmp_path_factory.mktemp("tiny") / "out")
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tiny_extraction: Path) -> Path:
     """24 training and 20 test clips of three classes, in shards of ten."""
-    folder = tmp_path_factory.mktemp("tiny")
-    make_extraction(folder / "out")
-    shard.run(folder / "out", folder / "shards", clips_per_shard=10)
-    return folder / "shards"
+    folder = tiny_extraction.parent / "shards"
+    shard.run(tiny_extraction, folder, clips_per_shard=10)
+    return folder
 
 
 @pytest.fixture

@@ -63,7 +63,9 @@ class Clips(torch.utils.data.Dataset[Any]):
         frames = sorted((name for name in members if name.endswith(".jpg")), key=lambda name: int(name.split(".")[0]))
         sounds = [name for name in members if name in ("flac", "wav")]
         if not frames or not sounds:
-            raise DataFault(f"{where} has {len(frames)} frames and {len(sounds)} audio members", "kdctool verify SHARDS")
+            raise DataFault(
+                f"{where} has {len(frames)} frames and {len(sounds)} audio members", "kdctool verify SHARDS"
+            )
         chosen = frames[self._frame(len(frames), request, seed)]
         wanted = ["json", sounds[0], chosen] if self.labels is not None else [sounds[0], chosen]
         data = self.reader.read(request.clip, wanted)
@@ -90,7 +92,7 @@ class Clips(torch.utils.data.Dataset[Any]):
         size = self.recipe.model.image_size
         if frame.shape[1:] == (size, size):
             return frame
-        return torch.from_numpy(resize_crop(frame.permute(1, 2, 0).numpy(), size)).permute(2, 0, 1)
+        return torch.from_numpy(resize_crop(frame.permute(1, 2, 0).numpy(), size).copy()).permute(2, 0, 1)
 
     def _label(self, about: dict[str, Any], where: str) -> np.ndarray:
         assert self.labels is not None

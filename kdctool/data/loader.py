@@ -1,6 +1,7 @@
 """Worker processes around `Clips`: batches for training from any step on, and all clips in order for evaluation."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -21,7 +22,7 @@ class _Lists(Sampler[list[Request]]):
         return iter(self.lists)
 
 
-def _as_is(data: Raw | Failed) -> Raw | Failed:
+def _as_is(data: Any) -> Any:
     return data
 
 
@@ -47,7 +48,14 @@ def _one_thread(_: int) -> None:
 
 
 def training_batches(
-    clips: Clips, order: Order, start_step: int, micro_batch: int, rank: int, ranks: int, workers: int, device: torch.device
+    clips: Clips,
+    order: Order,
+    start_step: int,
+    micro_batch: int,
+    rank: int,
+    ranks: int,
+    workers: int,
+    device: torch.device,
 ) -> Iterator[list[Raw]]:
     """Per optimiser step from `start_step` on: the micro batches of this rank."""
     passes = order.global_batch // (micro_batch * ranks)

@@ -56,7 +56,9 @@ def loads(text: str, overrides: list[str] | None = None, origin: str = "recipe")
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageFault(f"{origin}: not TOML: {error}", "strings need quotes, true and false are lower case") from error
+        raise UsageFault(
+            f"{origin}: not TOML: {error}", "strings need quotes, true and false are lower case"
+        ) from error
     return validate(tree, overrides, origin, text)
 
 
@@ -157,7 +159,11 @@ def _known_keys(location: Location) -> list[str]:
 
 
 def _section_in(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, Section):
+    if (
+        isinstance(annotation, type)
+        and not isinstance(annotation, types.GenericAlias)
+        and issubclass(annotation, Section)
+    ):
         return annotation
     for part in typing.get_args(annotation):
         if (found := _section_in(part)) is not None:

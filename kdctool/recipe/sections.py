@@ -6,11 +6,11 @@ guards a resume does not contain it.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from kdctool.registry import Section
 
-NOT_A_RESULT = {"result": False}
+NOT_A_RESULT: dict[str, JsonValue] = {"result": False}
 
 
 def _as_tuple(value: Any) -> Any:
@@ -39,7 +39,7 @@ class Data(Section):
     eval_split: str = "test"
     """Split that eval reads."""
     frame: Literal["random", "cycle"] = "random"
-    """Which stored frame a training step sees: drawn per clip and epoch (CAV-MAE), or epoch modulo N (KDC's VGGSound)."""
+    """Which stored frame a training step sees: drawn per clip and epoch (CAV-MAE), or epoch modulo N (KDC-MAE)."""
     noise: bool = True
     """CAV-MAE's training augmentation: uniform noise on the filter bank and a circular roll along time."""
     fbank_mean: float = -5.081
@@ -181,7 +181,7 @@ class SelfDistillation(Section):
     weight: NonNegativeFloat = 10.0
     """Weight of the mean divergence over clips and pairs of views."""
     shift: Literal["global", "sample", "local"] = "global"
-    """Whose minimum makes the latents positive: the global batch's, the clip's own, or the micro batch's (as released)."""
+    """Whose minimum makes latents positive: the global batch's, the clip's own, or the micro batch's (released)."""
 
 
 class Objective(Section):
@@ -215,7 +215,7 @@ class Optim(Section):
     weight_decay: NonNegativeFloat = 5e-7
     """Weight decay; with adamw not applied to biases, norms and embeddings."""
     schedule: Literal["step", "cosine", "constant"] = "step"
-    """step: multiply by `step_gamma` from epoch `step_start` on, every `step_every` epochs; cosine: down to `min_lr`."""
+    """step: times `step_gamma` from epoch `step_start` on, every `step_every` epochs; cosine: down to `min_lr`."""
     warmup_epochs: NonNegativeFloat = 0.0
     """Linear warm-up; fractions are allowed."""
     step_start: Positive = 10
@@ -258,6 +258,24 @@ class Log(Section):
     """Write TensorBoard events to RUN/tb."""
 
 
+class FinetuneOptim(Optim):
+    """Optimiser of finetuning, with CAV-MAE's VGGSound settings as defaults."""
+
+    step_start: Positive = 2
+    """First epoch (1-based, finished) after which the step schedule decays."""
+    step_every: Positive = 1
+    """Epochs between decays."""
+
+
+class FinetuneTraining(Training):
+    """Length and batch of finetuning, with CAV-MAE's VGGSound settings as defaults."""
+
+    epochs: Positive = 10
+    """Passes over the training split."""
+    global_batch: Positive = 48
+    """Clips per optimiser step over all ranks."""
+
+
 class Finetune(Section):
     """Classification on top of a pre-trained encoder."""
 
@@ -271,9 +289,9 @@ class Finetune(Section):
     """Learning rate of the head over that of the encoder."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the target that is spread over all classes."""
-    optim: Optim = Optim(lr=1e-4, step_start=2, step_every=1)
+    optim: FinetuneOptim = FinetuneOptim()
     """Optimiser of finetuning."""
-    training: Training = Training(epochs=10, global_batch=48)
+    training: FinetuneTraining = FinetuneTraining()
     """Length and batch of finetuning."""
 
 

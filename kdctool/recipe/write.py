@@ -39,7 +39,7 @@ def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """`key: old -> new` for every key on which two sets of `result_keys` differ."""
     missing = object()
     return [
-        f"{key}: {'unset' if a is missing else a!r} -> {'unset' if b is missing else b!r}"
+        f"{key}: {'unset' if a is missing else repr(a)} -> {'unset' if b is missing else repr(b)}"
         for key in sorted(before.keys() | now.keys())
         if (a := before.get(key, missing)) != (b := now.get(key, missing))
     ]

@@ -101,7 +101,9 @@ def restore(checkpoint: Checkpoint, objective: nn.Module, optimizer: torch.optim
     model = load_file(checkpoint.folder / MODEL)
     own = objective.state_dict()
     odd = sorted(
-        name for name in own.keys() | model.keys() if name not in own or name not in model or own[name].shape != model[name].shape
+        name
+        for name in own.keys() | model.keys()
+        if name not in own or name not in model or own[name].shape != model[name].shape
     )
     if odd:
         raise UsageFault(
@@ -121,7 +123,9 @@ def _parameter_names(objective: nn.Module, optimizer: torch.optim.Optimizer) -> 
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
-def _pack(objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+def _pack(
+    objective: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     """Optimiser state by parameter name, so that it fits any grouping and any number of ranks."""
     state = optimizer.state_dict()
     names = _parameter_names(objective, optimizer)
@@ -135,7 +139,10 @@ def _pack(objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[
 
 
 def _unpack(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, torch.Tensor],
+    groups: list[dict[str, Any]],
 ) -> None:
     state = optimizer.state_dict()
     for group, saved in zip(state["param_groups"], groups, strict=True):

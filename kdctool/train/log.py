@@ -53,8 +53,8 @@ class Log:
             self._board.close()
 
 
-def write_status(run: Path, state: str, step: int, exit_code: int | None = None, cause: str = "", next_step: str = "") -> None:
+def write_status(
+    run: Path, state: str, step: int, exit_code: int | None = None, cause: str = "", next_step: str = ""
+) -> None:
     """status.json: running, done, failed or interrupted, with the exit code and what to type next."""
-    write_json(
-        run / STATUS, {"state": state, "exit_code": exit_code, "cause": cause, "step": step, "next": next_step}
-    )
+    write_json(run / STATUS, {"state": state, "exit_code": exit_code, "cause": cause, "step": step, "next": next_step})

@@ -24,7 +24,8 @@ def build(module: nn.Module, options: Optim, lr_scales: dict[str, float] | None 
         spared = options.name == "adamw" and (parameter.ndim < 2 or any(part in name for part in _TOKENS))
         groups.setdefault((scale, 0.0 if spared else options.weight_decay), []).append(parameter)
     tables = [
-        {"params": parameters, "weight_decay": decay, "lr_scale": scale} for (scale, decay), parameters in groups.items()
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (scale, decay), parameters in groups.items()
     ]
     optimizer = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
     fused = next(module.parameters()).device.type == "cuda"

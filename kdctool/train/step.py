@@ -91,9 +91,7 @@ def _cached_features(
         return [None], {}
     seed = rng.initial_seed()
     with torch.no_grad(), trainer.precision():
-        parts = [
-            trainer.objective.features(batch, rng.manual_seed(seed), trainer.global_batch) for batch in micros
-        ]
+        parts = [trainer.objective.features(batch, rng.manual_seed(seed), trainer.global_batch) for batch in micros]
     if not parts[0]:
         return [{} for _ in micros], {}
     sizes = [len(batch["row"]) for batch in micros]

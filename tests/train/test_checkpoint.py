@@ -13,7 +13,10 @@ from kdctool.train import checkpoint
 def model_and_optimizer(width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(width, width), nn.Linear(width, width))
-    groups = [{"params": list(model[0].parameters()), "lr_scale": 1.0}, {"params": list(model[1].parameters()), "lr_scale": 2.0}]
+    groups = [
+        {"params": list(model[0].parameters()), "lr_scale": 1.0},
+        {"params": list(model[1].parameters()), "lr_scale": 2.0},
+    ]
     return model, torch.optim.AdamW(groups, lr=0.1)
 
 

@@ -31,9 +31,13 @@ def test_adamw_spares_biases_and_embeddings_and_adam_spares_nothing() -> None:
     module = nn.Module()
     module.linear = nn.Linear(3, 3)
     module.mask_token = nn.Parameter(torch.zeros(1, 1, 3))
-    decays = {g["weight_decay"]: len(g["params"]) for g in build(module, Optim(name="adamw", weight_decay=0.1)).param_groups}
+    decays = {
+        g["weight_decay"]: len(g["params"]) for g in build(module, Optim(name="adamw", weight_decay=0.1)).param_groups
+    }
     assert decays == {0.1: 1, 0.0: 2}
-    decays = {g["weight_decay"]: len(g["params"]) for g in build(module, Optim(name="adam", weight_decay=0.1)).param_groups}
+    decays = {
+        g["weight_decay"]: len(g["params"]) for g in build(module, Optim(name="adam", weight_decay=0.1)).param_groups
+    }
     assert decays == {0.1: 3}
 
 

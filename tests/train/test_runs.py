@@ -57,7 +57,7 @@ def undisturbed(tiny_recipe: Callable[..., Path], tmp_path: Path) -> Path:
     return run
 
 
-class PowerCut(KdctoolError):
+class PowerCutError(KdctoolError):
     """Stands for the process ending in the middle of a step."""
 
 
@@ -72,12 +72,12 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(
 
     def cut_at_step_8(trainer: Any, micros: Any, step: int) -> dict[str, float]:
         if step == 8:
-            raise PowerCut("power cut")
+            raise PowerCutError("power cut")
         return step_as_it_is(trainer, micros, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", cut_at_step_8)
-        with pytest.raises(PowerCut):
+        with pytest.raises(PowerCutError):
             pretrain.run(recipe, out=run, device_name="cpu")
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
     done = pretrain.run(recipe, out=run, device_name="cpu")
@@ -90,32 +90,37 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(tiny_recipe: Callable[..., Path], tmp_path: Path, undisturbed: Path, workers: int) -> None:
+def test_workers_change_nothing(
+    tiny_recipe: Callable[..., Path], tmp_path: Path, undisturbed: Path, workers: int
+) -> None:
     run = tmp_path / "workers"
     pretrain.run(recipes.load(tiny_recipe("training.epochs=4")), out=run, device_name="cpu", workers=workers)
     assert curve(run) == curve(undisturbed)
 
 
 @pytest.mark.parametrize("shift", ["global", "sample"])
-def test_micro_batches_give_the_curve_of_one_batch(tiny_recipe: Callable[..., Path], tmp_path: Path, shift: str) -> None:
-    changes = (f"objective.self_distillation.shift={shift}", "training.epochs=4")
+def test_micro_batches_give_the_curve_of_one_batch(
+    tiny_recipe: Callable[..., Path], tmp_path: Path, shift: str
+) -> None:
+    changes = (f"objective.self_distillation.shift={shift}", "training.epochs=4", "optim.eps=1e-3")
     for name, micro in (("whole", 0), ("split", 2)):
         recipe = recipes.load(tiny_recipe(*changes, f"training.micro_batch={micro}"))
         pretrain.run(recipe, out=tmp_path / name, device_name="cpu")
     for one, many in zip(curve(tmp_path / "whole"), curve(tmp_path / "split"), strict=True):
-        assert one == pytest.approx(many, rel=1e-4, abs=1e-6)
+        assert one == pytest.approx(many, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("shift", ["global", "sample"])
 def test_two_ranks_give_the_curve_of_one_process(tiny_recipe: Callable[..., Path], tmp_path: Path, shift: str) -> None:
-    recipe = tiny_recipe(f"objective.self_distillation.shift={shift}", "training.epochs=4")
+    # A larger epsilon: Adam would blow gradients that are rounding noise up to full steps.
+    recipe = tiny_recipe(f"objective.self_distillation.shift={shift}", "training.epochs=4", "optim.eps=1e-3")
     pretrain.run(recipes.load(recipe), out=tmp_path / "one", device_name="cpu")
     assert finish(command(recipe, tmp_path / "two", "--nproc", "2")) == 0
     for one, two in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
         assert one == pytest.approx(two, rel=1e-5, abs=1e-6)
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-5
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-6
 
 
 @pytest.mark.dist
@@ -154,7 +159,9 @@ def test_a_changed_recipe_is_refused_key_by_key(tiny_recipe: Callable[..., Path]
     run = tmp_path / "run"
     pretrain.run(recipes.load(tiny_recipe("training.epochs=1")), out=run, device_name="cpu")
     with pytest.raises(UsageFault) as fault:
-        pretrain.run(recipes.load(tiny_recipe("training.epochs=1", "optim.lr=0.5", "seed=3")), out=run, device_name="cpu")
+        pretrain.run(
+            recipes.load(tiny_recipe("training.epochs=1", "optim.lr=0.5", "seed=3")), out=run, device_name="cpu"
+        )
     assert "optim.lr: 0.001 -> 0.5" in fault.value.cause
     assert "seed: 0 -> 3" in fault.value.cause
     relaxed = tiny_recipe("training.epochs=1", "log.every_steps=7", "data.workers=1", "training.micro_batch=4")
@@ -169,7 +176,9 @@ def test_a_second_start_of_a_finished_run_changes_nothing(undisturbed: Path, tin
     assert curve(undisturbed) == before
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_a_size_that_does(tiny_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_batch_that_does_not_divide_is_refused_with_a_size_that_does(
+    tiny_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     with pytest.raises(UsageFault, match="not a multiple of micro_batch x ranks = 3 x 1"):
         pretrain.run(recipes.load(tiny_recipe("training.micro_batch=3")), out=tmp_path / "run", device_name="cpu")
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,88 @@
+"""kdctool eval."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdctool.cli.show import Device, Format, summary, table
+
+if TYPE_CHECKING:
+    from kdctool.stages.evaluate import Evaluated
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("eval")(evaluate)
+
+
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="Run or export folder; default: the newest finished run.")] = None,
+    task: Annotated[str, typer.Option(help="retrieval (any model) or classification (a finetuned one).")] = "retrieval",
+    shards: Annotated[Path | None, typer.Option(help="Folder of shards; overrides the recipe's data.shards.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split to score; default: the recipe's data.eval_split.")] = None,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips per forward pass.")] = 32,
+    workers: Annotated[int | None, typer.Option(min=0, help="Reading processes; overrides data.workers.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results.json; default RUN/eval/TASK.")] = None,
+    format: Format = "human",
+) -> None:
+    """Score a model on held-out clips: every number beside chance, with its 95 % interval.
+
+    Writes RUN/eval/TASK/results.json. Training clips are scored only when --split names them.
+    """
+    from kdctool.stages import evaluate as stage
+
+    done = stage.run(
+        run,
+        task=task,
+        shards=shards,
+        split=split,
+        device_name=device,
+        batch_size=batch_size,
+        workers=workers,
+        out=out,
+    )
+    result = done.result
+    if format == "human":
+        _metrics(done)
+    rows = [
+        ("model", done.model),
+        ("clips", done.clips),
+        ("scored", f"{result.n_scored} of {result.n_total}{_reasons(result.missing)}"),
+        *(("note", note) for note in result.notes),
+        ("results", str(done.folder / "results.json")),
+    ]
+    summary(f"eval {task}", rows, _further(done), done.payload, format)
+
+
+def _further(done: "Evaluated") -> str:
+    if done.kind == "pretrain":
+        return f"kdctool finetune {done.path}"
+    return f"cat {done.folder}/results.json" if done.is_export else f"kdctool export {done.path}"
+
+
+def _metrics(done: "Evaluated") -> None:
+    published = {row.metric: row for row in done.expected}
+    columns = ["metric", "value", "95 % interval", "chance", *(["published", "source"] if published else [])]
+    rows = []
+    for name, metric in done.result.metrics.items():
+        row = [name, _text(name, metric.value), f"{_text(name, metric.low)} - {_text(name, metric.high)}"]
+        row.append(_text(name, metric.chance))
+        if published:
+            found = published.get(name)
+            row += [_text(name, found.value), found.source] if found else ["", ""]
+        rows.append(row)
+    table(f"{done.result.task} ({done.result.protocol})", columns, rows)
+
+
+def _text(name: str, value: float) -> str:
+    if value != value:
+        return "unknown"
+    return f"{value:.1f}" if name.endswith("_rank") else f"{value:.3f}"
+
+
+def _reasons(missing: dict[str, int]) -> str:
+    if not missing:
+        return ""
+    return f", missing {sum(missing.values())} ({', '.join(f'{n} {reason}' for reason, n in sorted(missing.items()))})"

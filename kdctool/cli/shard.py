@@ -1,0 +1,112 @@
+"""kdctool shard and kdctool verify."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdctool.cli.show import Format, summary
+
+if TYPE_CHECKING:
+    from kdctool.stages.shard import ShardSummary
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(shard)
+    app.command()(verify)
+
+
+def shard(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that kdctool extract wrote.")],
+    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder for the tars and index.json.")],
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV with a header: path or uid; label (one name, or several between ; or |) or labels (also commas); "
+            "split, if wanted."
+        ),
+    ] = None,
+    label_list: Annotated[
+        Path | None, typer.Option(help="The labels that may occur, one per line, in the order of the classes.")
+    ] = None,
+    clips_per_shard: Annotated[int, typer.Option(min=1, help="Clips in one tar; 1000 are about 350 MB.")] = 1000,
+    no_holdout: Annotated[bool, typer.Option("--no-holdout", help="Hold out no test split.")] = False,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Put every clip into this split.")] = "",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace shards that kdctool made there before.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and estimate, write nothing.")] = False,
+    format: Format = "human",
+) -> None:
+    """Pack extracted clips into WebDataset tars with an index.
+
+    Stopped at any moment, the same command goes on; the same input gives the same bytes. Clips are shuffled by a hash
+    of their uid. Without splits in the manifest or the label file, 10 % of the clips (at least 20, at most 1,000, whole
+    source videos) are held out as `test`.
+    """
+    from kdctool.stages import shard as stage
+
+    done = stage.run(
+        out,
+        shards,
+        labels=labels,
+        label_list=label_list,
+        clips_per_shard=clips_per_shard,
+        holdout=not no_holdout,
+        split=split,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+    again = "the same command without --dry-run"
+    following = f"kdctool recipe new --from {shards} > mine.toml, then kdctool pretrain mine.toml"
+    title = "shard: plan, nothing was written" if dry_run else f"shards in {shards}"
+    summary(title, _rows(done), again if dry_run else following, done.payload(), format)
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="Shards, an extraction folder, a run, a checkpoint or an export.")],
+    format: Format = "human",
+) -> None:
+    """Recompute every hash of a folder that kdctool wrote.
+
+    Exit code 5 when anything is missing, short, changed or extra; each is named with file, member and offset.
+    """
+    from kdctool.files import size_text
+    from kdctool.stages import verify as stage
+
+    report = stage.run(path)
+    rows = [
+        ("what", report.kind),
+        ("files", f"{report.num_files}, {size_text(report.num_bytes)}"),
+        ("damaged", "0"),
+        *(("note", note) for note in report.notes),
+    ]
+    summary(f"verify {path}", rows, "", report.payload(), format)
+
+
+def _rows(done: "ShardSummary") -> list[tuple[str, str]]:
+    from kdctool.files import size_text
+
+    rows = [
+        (f"split {name}", f"{counts['clips']} clips in {counts['shards']} tars") for name, counts in done.splits.items()
+    ]
+    reasons = ", ".join(f"{reason} {count}" for reason, count in done.left_out.items())
+    rows += [
+        (
+            "clips",
+            f"{done.num_clips} of {done.num_rows} rows of the manifest" + (f"; left out: {reasons}" if reasons else ""),
+        ),
+        ("bytes", ("about " if done.dry_run else "") + size_text(done.num_bytes)),
+        ("tars", f"{done.written} {'to write' if done.dry_run else 'written'}, {done.kept} done before"),
+        ("labels", f"{done.num_labels}" + (", several per clip" if done.multi_label else "")),
+        ("clips without label", f"{done.unlabelled} of {done.num_clips}"),
+    ]
+    if done.unmatched:
+        shown = ", ".join(done.unmatched_examples) + (", ..." if done.unmatched > len(done.unmatched_examples) else "")
+        rows.append(("label rows without a clip", f"{done.unmatched}: {shown}"))
+    if done.without_split:
+        rows.append(("clips without a split", f"{done.without_split}, put into train"))
+    if done.shared_sources:
+        rows.append(("source videos in two splits", str(done.shared_sources)))
+    return rows

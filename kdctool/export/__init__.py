@@ -1,0 +1,67 @@
+"""What leaves the house: one file per format, found by name, each checked against the model it was made from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from kdctool.recipe import Recipe
+from kdctool.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdctool.models.av_encoder import AVEncoder
+    from kdctool.models.classifier import AVClassifier
+
+exporters = Registry("exporter", __name__)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A model in eval mode on the CPU, and everything that must be known of it where the run folder is not."""
+
+    encoder: "AVEncoder"
+    classifier: "AVClassifier | None"
+    recipe: Recipe
+    labels: tuple[str, ...]
+    multi_label: bool
+    kind: str
+    """pretrain or finetune."""
+    step: int
+    source: str
+    """Name of the run or export it comes from."""
+    source_sha256: str
+    """Of the weights file there; `results.json` files carry the same."""
+    recipe_digest: str
+    data_digest: str
+    results: tuple[dict[str, Any], ...] = ()
+    """Contents of the `results.json` files of exactly these weights."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Normalised inputs on which an export must agree with the model."""
+
+    fbank: "Tensor"
+    """(M, T, F)."""
+    frame: "Tensor"
+    """(M, C, H, W)."""
+    origin: str
+    """Where they come from, for the reader."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The largest difference between an exported file and the model, and what is allowed."""
+
+    name: str
+    difference: float
+    limit: float
+
+
+class Exporter(Protocol):
+    """A format. `write` returns the names of the files it made in `folder`; `check` reads them back."""
+
+    def write(self, package: Package, folder: Path) -> list[str]: ...
+
+    def check(self, package: Package, folder: Path, probes: Probes) -> list[Check]: ...

@@ -1,0 +1,178 @@
+"""What a stranger needs beside the weights: how inputs are made (preprocessor_config.json) and a model card."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdctool import __version__
+from kdctool.data import fbank
+from kdctool.export import Check, Package, Probes
+from kdctool.export.onnx import OPSET
+from kdctool.files import write_bytes, write_json
+from kdctool.recipe import to_toml
+
+CARD, PREPROCESSOR, RECIPE = "README.md", "preprocessor_config.json", "recipe.toml"
+SAMPLE_RATE = 16000
+
+
+def preprocessor(package: Package) -> dict[str, Any]:
+    """Every constant between a decoded clip and the two inputs of the model."""
+    model, data = package.recipe.model, package.recipe.data
+    return {
+        "processor_class": "kdctool",
+        "sampling_rate": SAMPLE_RATE,
+        "audio": {
+            "channels": 1,
+            "subtract_mean": True,
+            "features": "kaldi log-mel filter bank, htk_compat, no energy, no dither",
+            "num_mel_bins": model.mel_bins,
+            "frame_length_ms": fbank.FRAME_LENGTH_MS,
+            "frame_shift_ms": fbank.FRAME_SHIFT_MS,
+            "window": "hanning",
+            "preemphasis": fbank.PREEMPHASIS,
+            "low_freq_hz": fbank.LOW_FREQUENCY_HZ,
+            "high_freq_hz": SAMPLE_RATE / 2,
+            "num_frames": model.audio_frames,
+            "pad": "zeros at the end, before normalisation",
+            "mean": data.fbank_mean,
+            "std": data.fbank_std,
+        },
+        "image": {
+            "frame": "N // 2 of the N frames of a clip",
+            "size": {"height": model.image_size, "width": model.image_size},
+            "resize": "short side, bicubic, then centre crop",
+            "rescale_factor": 1 / 255,
+            "mean": list(data.image_mean),
+            "std": list(data.image_std),
+        },
+    }
+
+
+def write(package: Package, folder: Path, files: list[str], checks: list[Check], probes: Probes) -> list[str]:
+    """Write the preprocessor, the recipe and the card of an export whose other files are `files`."""
+    write_json(folder / PREPROCESSOR, preprocessor(package))
+    write_bytes(folder / RECIPE, to_toml(package.recipe).encode())
+    write_bytes(folder / CARD, card(package, files, checks, probes).encode())
+    return [PREPROCESSOR, RECIPE, CARD]
+
+
+def card(package: Package, files: list[str], checks: list[Check], probes: Probes) -> str:
+    """The model card as Markdown with the hub's front matter."""
+    recipe = package.recipe
+    sections = [
+        f"# {recipe.name}" + (f"\n\n{recipe.description}" if recipe.description else ""),
+        "## What it is\n\n" + _what(package),
+        "## How to load\n\n" + _loading(package, files),
+        "## Training\n\n" + _training(package),
+        "## Results\n\n" + _results(package),
+        f"## Checks\n\nOn {probes.origin}:\n\n"
+        + _table(
+            ("file", "largest difference", "limit"),
+            [(check.name, f"{check.difference:.2e}", f"{check.limit:g}") for check in checks],
+        ),
+        "## Licence\n\n" + _licence(package),
+    ]
+    return _front_matter(package) + "\n\n".join(sections) + "\n"
+
+
+def _front_matter(package: Package) -> str:
+    tags = ["audio-visual", "self-supervised", "cav-mae", package.recipe.objective.name.replace("_", "-")]
+    pipeline = "feature-extraction" if package.classifier is None else "audio-classification"
+    lines = ["library_name: kdctool", f"pipeline_tag: {pipeline}", "tags:", *(f"- {tag}" for tag in tags)]
+    return "---\n" + "\n".join(lines) + "\n---\n\n"
+
+
+def _what(package: Package) -> str:
+    model = package.recipe.model
+    total = sum(p.numel() for p in (package.classifier or package.encoder).parameters())
+    text = (
+        f"An audio-visual encoder ({total:,} parameters, width {model.width}, {model.depth} blocks per tower, "
+        f"{model.joint_depth} joint): {model.audio_frames / 100:g} s of sound as a log-mel filter bank of "
+        f"{model.audio_frames} x {model.mel_bins}, and one frame of {model.image_size} x {model.image_size} pixels. "
+        f"Pre-training objective: `{package.recipe.objective.name}`."
+    )
+    if package.classifier is not None:
+        kind = "several labels" if package.multi_label else "one label"
+        text += (
+            f" Finetuned to classify clips by {package.classifier.modality.replace('both', 'sound and frame')} "
+            f"into {len(package.labels)} classes, {kind} per clip."
+        )
+    return text
+
+
+def _loading(package: Package, files: list[str]) -> str:
+    parts = []
+    task = "retrieval" if package.classifier is None else "classification"
+    if "model.safetensors" in files:
+        parts.append(
+            '```python\nimport kdctool\n\nmodel = kdctool.load(".")  # this folder\n'
+            "tokens = model.encoder.embed_audio(fbank)  # (B, T, F) -> (B, tokens, width)\n```\n\n"
+            f"`kdctool eval . --task {task} --shards SHARDS` scores it."
+        )
+    graphs = [name for name in files if name.endswith(".onnx")]
+    if graphs:
+        first = graphs[0]
+        parts.append(
+            f"ONNX graphs (opset {OPSET}, float32, free batch size): {', '.join(f'`{name}`' for name in graphs)}. "
+            "Embeddings are means over tokens of unit length, so a dot product is the cosine.\n\n"
+            f'```python\nimport onnxruntime\n\nsession = onnxruntime.InferenceSession("{first}")\n'
+            f'(embedding,) = session.run(None, {{"fbank": fbank}})  # float32 (B, T, F)\n```'
+        )
+    return "\n\n".join([*parts, f"Inputs are normalised as `{PREPROCESSOR}` says."])
+
+
+def _training(package: Package) -> str:
+    rows = [
+        ("run", package.source),
+        ("step", str(package.step)),
+        ("weights in the run, sha256", package.source_sha256),
+        ("recipe digest", package.recipe_digest),
+        ("training data digest", package.data_digest),
+        ("kdctool", __version__),
+    ]
+    return _table(("", ""), rows) + f"\n\nThe whole recipe is `{RECIPE}`."
+
+
+def _results(package: Package) -> str:
+    if not package.results:
+        return "None were measured on these weights. `kdctool eval` writes them and the next export shows them."
+    blocks = []
+    for result in package.results:
+        rows = [
+            (
+                name,
+                _number(entry["value"]),
+                f"{_number(entry['low'])} to {_number(entry['high'])}",
+                _number(entry["chance"]),
+            )
+            for name, entry in result["metrics"].items()
+        ]
+        blocks.append(
+            f"`{result['protocol']}`, {result['n_scored']} of {result['n_total']} clips, "
+            f"data digest `{result['data_digest'][:12]}`:\n\n"
+            + _table(("metric", "value", "95 % interval", "chance"), rows)
+        )
+    return "\n\n".join(blocks)
+
+
+def _licence(package: Package) -> str:
+    init = package.recipe.model.init
+    if not init:
+        return (
+            "Trained from random weights, so no other weights' licence carries over. "
+            "Terms of the training data may; they are for whoever publishes this folder to state."
+        )
+    return (
+        f"Training started from `{Path(init).name}`, whose licence carries over to these weights. The ImageNet-MAE "
+        "weights that published CAV-MAE models start from are CC BY-NC 4.0 (no commercial use). Terms of the training "
+        "data may carry over too; they are for whoever publishes this folder to state."
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [columns, ("---",) * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

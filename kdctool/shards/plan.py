@@ -1,0 +1,186 @@
+"""Which clip goes into which shard: a pure function of the manifest, the labels and the settings.
+
+Within a split, clips are sorted by a hash of their uid, so every shard is a random sample of the split. The held-out
+split is made of whole source videos, chosen by a hash of `source_id`.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from kdctool.errors import DataFault, UsageFault
+from kdctool.files import digest
+from kdctool.shards.extraction import USABLE, Extraction
+from kdctool.shards.labels import SPLIT_NAME, LabelRow, check_known, check_split, read_label_list, read_labels
+from kdctool.shards.matching import match_labels
+
+HOLDOUT_SHARE, HOLDOUT_LEAST, HOLDOUT_MOST = 0.1, 20, 1000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a person can say about shards; together with manifest and labels it determines every byte."""
+
+    clips_per_shard: int = 1000
+    holdout: bool = True
+    split: str = ""
+    """Puts every clip into this split, whatever manifest and labels say."""
+
+
+@dataclass(slots=True)
+class PlannedClip:
+    """A usable row of the manifest: where it stands, and what was decided about it."""
+
+    uid: str
+    source: str
+    source_id: str
+    place: int
+    length: int
+    labels: tuple[str, ...]
+    split: str
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    name: str
+    split: str
+    clips: list[PlannedClip]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will be written, before anything is."""
+
+    extraction: Extraction
+    shards: list[PlannedShard]
+    labels: tuple[str, ...]
+    multi_label: bool
+    made_from: dict[str, str | int | bool]
+    num_rows: int
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Reason -> rows of the manifest that are no usable clip."""
+    unlabelled: int = 0
+    unmatched: list[LabelRow] = field(default_factory=list)
+    """Rows of the label file that name no usable clip."""
+    without_split: int = 0
+    """Clips that went to train because only others were given a split."""
+    shared_sources: int = 0
+    """Source videos with clips in more than one split, as the given splits will have it."""
+
+
+def make_plan(extraction: Extraction, settings: Settings, labels: Path | None, label_list: Path | None) -> Plan:
+    """Read manifest and labels, and lay out the shards. Writes nothing."""
+    if settings.clips_per_shard < 1:
+        raise UsageFault(f"--clips-per-shard {settings.clips_per_shard}: a shard holds at least one clip")
+    if settings.split and not SPLIT_NAME.fullmatch(settings.split):
+        raise UsageFault(f"--split {settings.split!a}: use letters, digits, '_' and '-', at most 40")
+    known = read_label_list(label_list) if label_list else None
+    rows = read_labels(labels, known) if labels else []
+    if known:
+        check_known(((label, f"{labels}:{row.line}") for row in rows for label in row.labels), known, str(label_list))
+    clips, left_out = _usable(extraction)
+    if not clips:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
+        raise DataFault(
+            f"{extraction.folder} has no usable clip" + (f": {reasons}" if reasons else ""),
+            f"see {extraction.folder / 'quarantine.jsonl'} for the reason of each file",
+        )
+    unmatched = match_labels(clips, rows, labels) if labels else []
+    if known:
+        check_known(((label, f"clip {c.uid}") for c in clips for label in c.labels), known, str(label_list))
+    without_split = _assign_splits(clips, settings)
+    groups: dict[str, list[PlannedClip]] = defaultdict(list)
+    homes: dict[str, set[str]] = defaultdict(set)
+    for clip in clips:
+        groups[clip.split].append(clip)
+        homes[clip.source_id].add(clip.split)
+    names = {label for clip in clips for label in clip.labels}
+    return Plan(
+        extraction=extraction,
+        shards=list(_cut(groups, settings.clips_per_shard)),
+        labels=known or tuple(sorted(names)),
+        multi_label=any(len(clip.labels) > 1 for clip in clips),
+        made_from={
+            "manifest": extraction.manifest_sha256,
+            "extraction": digest(extraction.settings),
+            "labels": _sha(labels),
+            "label_list": _sha(label_list),
+            "clips_per_shard": settings.clips_per_shard,
+            "holdout": settings.holdout,
+            "split": settings.split,
+        },
+        num_rows=len(clips) + sum(left_out.values()),
+        left_out=left_out,
+        unlabelled=sum(not clip.labels for clip in clips),
+        unmatched=unmatched,
+        without_split=without_split,
+        shared_sources=sum(len(splits) > 1 for splits in homes.values()),
+    )
+
+
+def held_out(clips_per_source: dict[str, int]) -> set[str]:
+    """The source videos of the held-out split: 10 % of the clips, at least 20, at most 1,000, never more than half."""
+    total = sum(clips_per_source.values())
+    most = min(HOLDOUT_MOST, total // 2)
+    wanted = min(max(round(total * HOLDOUT_SHARE), HOLDOUT_LEAST), most)
+    chosen: set[str] = set()
+    count = 0
+    for source in sorted(clips_per_source, key=lambda source: _hash("holdout", source)):
+        if count < wanted and count + clips_per_source[source] <= most:
+            chosen.add(source)
+            count += clips_per_source[source]
+    return chosen
+
+
+def _usable(extraction: Extraction) -> tuple[list[PlannedClip], dict[str, int]]:
+    clips: list[PlannedClip] = []
+    left_out: Counter[str] = Counter()
+    seen: set[str] = set()
+    for place, length, row in extraction.rows():
+        if row["status"] not in USABLE:
+            left_out[str(row.get("reason") or row["status"])] += 1
+            continue
+        if row["uid"] in seen:
+            raise DataFault(
+                f"the manifest of {extraction.folder} has the clip {row['uid']} twice", "extract to a new folder"
+            )
+        seen.add(row["uid"])
+        split = str(row.get("split") or "")
+        if split:
+            check_split(split, f"clip {row['uid']} of the manifest")
+        labels = tuple(dict.fromkeys(str(label) for label in row["labels"]))
+        source_id = str(row.get("source_id") or row["source"])
+        clips.append(PlannedClip(row["uid"], row["source"], source_id, place, length, labels, split))
+    return clips, dict(left_out.most_common())
+
+
+def _assign_splits(clips: list[PlannedClip], settings: Settings) -> int:
+    """Fill in `split` of every clip; returns how many had none although others had one."""
+    if settings.split:
+        for clip in clips:
+            clip.split = settings.split
+        return 0
+    open_clips = [clip for clip in clips if not clip.split]
+    given = len(open_clips) < len(clips)
+    sizes = Counter(clip.source_id for clip in clips) if settings.holdout and not given else Counter()
+    test = held_out(dict(sizes)) if sizes else set()
+    for clip in open_clips:
+        clip.split = "test" if clip.source_id in test else "train"
+    return len(open_clips) if given else 0
+
+
+def _cut(groups: dict[str, list[PlannedClip]], size: int) -> Iterator[PlannedShard]:
+    for split in sorted(groups, key=lambda name: (name != "train", name)):
+        clips = sorted(groups[split], key=lambda clip: _hash("shard", clip.uid))
+        for number, first in enumerate(range(0, len(clips), size)):
+            yield PlannedShard(f"{split}-{number:06d}.tar", split, clips[first : first + size])
+
+
+def _hash(purpose: str, name: str) -> bytes:
+    return sha256(f"{purpose}\0{name}".encode("utf-8", "surrogatepass")).digest()
+
+
+def _sha(path: Path | None) -> str:
+    return sha256(path.read_bytes()).hexdigest() if path else ""

@@ -1,0 +1,194 @@
+"""`kdctool shard`: from an extraction folder to WebDataset tars with an index. Stopped at any moment, it goes on.
+
+Same manifest, labels and settings: same bytes.
+"""
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kdctool.errors import EnvironmentFault, UsageFault
+from kdctool.files import existing_parent, locked, size_text
+from kdctool.progress import Bar, bar, say
+from kdctool.shards import building
+from kdctool.shards.entry import Entry
+from kdctool.shards.extraction import MANIFEST, Extraction, clip_files, clip_members, open_extraction
+from kdctool.shards.index import Index
+from kdctool.shards.plan import Plan, PlannedShard, Settings, make_plan
+from kdctool.shards.tar import BLOCK
+from kdctool.shards.write import Clip, write_shard
+
+_EXAMPLES = 5
+_SAMPLED_CLIPS = 64
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What a run of `kdctool shard` left behind, or would."""
+
+    folder: str
+    dry_run: bool
+    splits: dict[str, dict[str, int]]
+    """Split -> clips and shards."""
+    num_bytes: int
+    """Bytes of all tars; estimated from a sample of clips in a dry run."""
+    written: int
+    kept: int
+    """Shards written now, and shards that were done before."""
+    num_rows: int
+    """Rows of the manifest; every one is a clip or counted in `left_out`."""
+    num_clips: int
+    left_out: dict[str, int]
+    num_labels: int
+    multi_label: bool
+    unlabelled: int
+    unmatched: int
+    """Rows of the label file that name no usable clip."""
+    unmatched_examples: list[str]
+    without_split: int
+    shared_sources: int
+    digest: str
+
+    def payload(self) -> dict[str, Any]:
+        """The summary as plain values."""
+        return asdict(self)
+
+
+def run(
+    out: Path,
+    shards: Path,
+    *,
+    labels: Path | None = None,
+    label_list: Path | None = None,
+    clips_per_shard: int = 1000,
+    holdout: bool = True,
+    split: str = "",
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> ShardSummary:
+    """Write the shards of an extraction folder, or what is missing of them.
+
+    `labels` is a label file, `label_list` the names that may occur in it. Without given splits 10 % of the clips are
+    held out as `test`, unless `holdout` is off; `split` puts all clips into one split.
+    """
+    out, shards = Path(out), Path(shards)
+    extraction = open_extraction(out)
+    if shards.exists() and not shards.is_dir():
+        raise UsageFault(f"{shards} is not a folder", "name a new or an empty folder")
+    if shards.resolve() == out.resolve():
+        raise UsageFault(
+            f"the shards cannot go into the extraction folder {out} itself", f"kdctool shard {out} shards/"
+        )
+    plan = make_plan(extraction, Settings(clips_per_shard, holdout, split), labels, label_list)
+    _warn(plan)
+    planned = {shard.name for shard in plan.shards}
+    with nullcontext() if dry_run else locked(shards):
+        state = building.look(shards)
+        building.check(shards, state, plan.made_from, overwrite=overwrite)
+        done = {} if overwrite else {name: entry for name, entry in state.entries.items() if name in planned}
+        todo = [shard for shard in plan.shards if shard.name not in done]
+        estimate = _estimated_bytes(extraction, todo)
+        if dry_run:
+            size = estimate + sum(entry.bytes for entry in done.values())
+            return _summary(plan, shards, size, len(todo), "", dry_run=True)
+        if todo or not state.finished:
+            _check_space(shards, estimate, state.ours - done.keys())
+            building.begin(shards, state, plan.made_from, planned, done.values())
+            done |= _write(extraction, shards, todo)
+        made = Index(
+            folder=shards,
+            labels=plan.labels,
+            multi_label=plan.multi_label,
+            settings=extraction.settings,
+            entries=tuple(done[shard.name] for shard in plan.shards),
+            made_from=plan.made_from,
+        )
+        if todo or not state.finished:
+            building.finish(made)
+        else:
+            building.tidy(shards)
+    return _summary(plan, shards, sum(entry.bytes for entry in made.entries), len(todo), made.digest, dry_run=False)
+
+
+def _write(extraction: Extraction, shards: Path, todo: list[PlannedShard]) -> dict[str, Entry]:
+    done: dict[str, Entry] = {}
+    with bar("writing shards", sum(len(shard.clips) for shard in todo)) as progress:
+        for shard in todo:
+            entry = write_shard(shards / shard.name, shard.split, _samples(extraction, shard, progress))
+            building.record(shards, entry)
+            done[shard.name] = entry
+    return done
+
+
+def _samples(extraction: Extraction, shard: PlannedShard, progress: Bar) -> Iterator[Clip]:
+    """The clips of a shard; their rows are read again, so that the plan of a million clips stays small."""
+    with open(extraction.folder / MANIFEST, "rb") as manifest:
+        for clip in shard.clips:
+            manifest.seek(clip.place)
+            row = json.loads(manifest.read(clip.length))
+            yield clip.uid, clip_members(extraction.folder, row, clip.labels)
+            progress.advance()
+
+
+def _estimated_bytes(extraction: Extraction, todo: list[PlannedShard]) -> int:
+    """Bytes of the tars to write, from the files of the first clips (their order is random)."""
+    count = sum(len(shard.clips) for shard in todo)
+    sample = list(itertools.islice((clip for shard in todo for clip in shard.clips), _SAMPLED_CLIPS))
+    size = 0
+    with open(extraction.folder / MANIFEST, "rb") as manifest:
+        for clip in sample:
+            manifest.seek(clip.place)
+            files = clip_files(extraction.folder, json.loads(manifest.read(clip.length)))
+            sizes = [path.stat().st_size for _, path in files] + [clip.length]
+            size += sum(BLOCK + -(-length // BLOCK) * BLOCK for length in sizes)
+    return round(size / len(sample) * count) if sample else 0
+
+
+def _check_space(shards: Path, needed: int, replaced: frozenset[str]) -> None:
+    """EnvironmentFault before anything is written when the disk cannot hold the shards."""
+    sizes = [path.stat().st_size for name in replaced if (path := shards / name).is_file()]
+    free = shutil.disk_usage(existing_parent(shards)).free
+    if needed > free + sum(sizes):
+        raise EnvironmentFault(
+            f"the shards need about {size_text(needed)}, {size_text(free)} are free at {shards}",
+            "free some space, or choose a folder on another disk; nothing was written",
+        )
+
+
+def _warn(plan: Plan) -> None:
+    if plan.shared_sources:
+        say(f"{plan.shared_sources} source videos have clips in more than one split, as the given splits want it")
+    if plan.without_split:
+        say(f"{plan.without_split} clips have no split although others have one: they go to train")
+
+
+def _summary(plan: Plan, shards: Path, size: int, written: int, digest: str, *, dry_run: bool) -> ShardSummary:
+    splits: dict[str, dict[str, int]] = {}
+    for shard in plan.shards:
+        counts = splits.setdefault(shard.split, {"clips": 0, "shards": 0})
+        counts["clips"] += len(shard.clips)
+        counts["shards"] += 1
+    return ShardSummary(
+        folder=str(shards),
+        dry_run=dry_run,
+        splits=splits,
+        num_bytes=size,
+        written=written,
+        kept=len(plan.shards) - written,
+        num_rows=plan.num_rows,
+        num_clips=sum(counts["clips"] for counts in splits.values()),
+        left_out=plan.left_out,
+        num_labels=len(plan.labels),
+        multi_label=plan.multi_label,
+        unlabelled=plan.unlabelled,
+        unmatched=len(plan.unmatched),
+        unmatched_examples=[f"line {row.line}: {row.clip!a}" for row in plan.unmatched[:_EXAMPLES]],
+        without_split=plan.without_split,
+        shared_sources=plan.shared_sources,
+        digest=digest,
+    )

@@ -1,0 +1,61 @@
+"""A tiny recipe, model and batch for every test of this room."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from kdctool.batch import Batch
+from kdctool.models.av_encoder import AVEncoder
+from kdctool.objectives import build
+from kdctool.recipe import Recipe, validate
+
+MODEL = {
+    "audio_frames": 32, "mel_bins": 16, "image_size": 16, "audio_patch": 8, "video_patch": 4,
+    "width": 16, "heads": 2, "depth": 1,
+}  # fmt: skip
+DECODER = {"width": 8, "heads": 2, "depth": 1}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in changes.items():
+        result[key] = merged(result.get(key, {}), value) if isinstance(value, dict) else value
+    return result
+
+
+@pytest.fixture
+def make_recipe() -> Callable[..., Recipe]:
+    """A tiny recipe of the objective called `name`; further sections by keyword."""
+
+    def make(name: str, **changes: Any) -> Recipe:
+        base = {"name": "tiny", "model": MODEL, "objective": {"name": name, "decoder": DECODER}}
+        return validate(merged(base, changes))
+
+    return make
+
+
+@pytest.fixture
+def make_objective(make_recipe: Callable[..., Recipe]) -> Callable[..., Any]:
+    """The objective of `make_recipe`, always with the same weights."""
+
+    def make(name: str, **changes: Any) -> Any:
+        recipe = make_recipe(name, **changes)
+        torch.manual_seed(0)
+        return build(recipe, AVEncoder(recipe.model))
+
+    return make
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., Batch]:
+    """Clips `rows` of one fixed global batch."""
+
+    def make(rows: list[int]) -> Batch:
+        rng = torch.Generator().manual_seed(1)
+        fbank, frame = torch.randn(8, 32, 16, generator=rng), torch.randn(8, 3, 16, 16, generator=rng)
+        place = torch.tensor(rows)
+        return {"clip": place + 100, "row": place, "fbank": fbank[place], "frame": frame[place]}
+
+    return make
