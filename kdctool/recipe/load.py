@@ -16,13 +16,15 @@ from kdctool.recipe.sections import Recipe
 from kdctool.registry import Section
 
 Location = tuple[str | int, ...]
+SHIPPED = Path(__file__).parents[1] / "recipes"
+"""The recipes that come with kdctool; in a checkout a link to recipes/."""
 
 
 def load(path: Path | str, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe; UsageFault (exit 2) lists every error as `file:line  key: cause (fix)`."""
     path = Path(path)
     if not path.exists() and path.parent.name == "recipes":
-        path = shipped(path.name) if _shipped_folder().joinpath(path.name).exists() else path
+        path = shipped(path.name) if (SHIPPED / path.name).exists() else path
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -34,21 +36,15 @@ def load(path: Path | str, overrides: list[str] | None = None) -> Recipe:
 
 
 def shipped(name: str) -> Path:
-    """A recipe that comes with kdctool: in the checkout's recipes/, or inside the installed package."""
-    path = _shipped_folder() / name
+    """Path of a recipe that comes with kdctool."""
+    path = SHIPPED / name
     if not path.exists():
         raise UsageFault(f"no recipe {name} comes with kdctool", f"there are: {', '.join(_shipped_names())}")
     return path
 
 
-def _shipped_folder() -> Path:
-    package = Path(__file__).parents[1]
-    installed = package / "recipes"
-    return installed if installed.is_dir() else package.parent / "recipes"
-
-
 def _shipped_names() -> list[str]:
-    return sorted(path.name for path in _shipped_folder().glob("*.toml"))
+    return sorted(path.name for path in SHIPPED.glob("*.toml"))
 
 
 def loads(text: str, overrides: list[str] | None = None, origin: str = "recipe") -> Recipe:
