@@ -52,11 +52,12 @@ def test_frozen_are_the_position_tables_and_the_dead_norms_and_nothing_else() ->
 def test_trainable_is_exactly_what_gets_a_gradient(passes: frozenset[str], positions: bool) -> None:
     encoder = make()
     encoder.train_passes(passes, positions=positions)
+    trainable = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    encoder.requires_grad_(True)  # what would get a gradient if nothing were frozen
     encoded = encoder(*inputs())
     sum(getattr(encoded, name).square().mean() for name in passes).backward()
-    for name, parameter in encoder.named_parameters():
-        assert parameter.requires_grad == (parameter.grad is not None), name
-        assert parameter.grad is None or parameter.grad.abs().sum() > 0 or name.endswith("norm1.bias"), name
+    reached = {name for name, p in encoder.named_parameters() if p.grad is not None}
+    assert trainable == {name for name in reached if positions or not name.startswith("pos_embed")}
 
 
 def test_views_in_one_pass_equal_views_one_by_one() -> None:
