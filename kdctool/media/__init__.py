@@ -1,0 +1,1 @@
+"""Videos to clips: listing, probing, two decoders, limits, quarantine. Knows no torch."""

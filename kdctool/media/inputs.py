@@ -1,0 +1,174 @@
+"""What is to be extracted: a folder, a list of paths, or a CSV becomes a sorted list of items.
+
+Nothing is opened here: a named pipe with the name of a video would block.
+"""
+
+import csv
+import os
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from kdctool.errors import DataFault, UsageFault
+from kdctool.media.settings import Item, Segment
+
+MEDIA_SUFFIXES = frozenset(
+    {".3g2", ".3gp", ".aac", ".avi", ".flac", ".flv", ".m2ts", ".m4a", ".m4v", ".mkv", ".mov", ".mp3", ".mp4", ".mpeg"}
+    | {".mpg", ".mts", ".oga", ".ogg", ".ogv", ".opus", ".ts", ".wav", ".webm", ".wmv"}
+)
+LIST_SUFFIXES = (".txt", ".csv")
+SEPARATOR = ";"
+"""Between the labels of a `labels` column. A `label` column holds one label, commas and all."""
+
+_COLUMNS = ("path", "start", "end", "start_s", "duration_s", "label", "labels", "split")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The items, sorted by source and start, and what was left aside."""
+
+    items: tuple[Item, ...]
+    num_ignored: int = 0
+    """Files without a media suffix, or hidden."""
+    num_duplicates: int = 0
+    """Lines of a list that name a clip again."""
+
+
+def find(videos: Path) -> Inputs:
+    """List the inputs of a folder, a .txt or a .csv. UsageFault when it is not there, DataFault when it holds none."""
+    if videos.is_dir():
+        found = _folder(os.path.abspath(videos))
+        if not found.items:
+            raise DataFault(
+                f"no media files in {videos} ({found.num_ignored} other files)",
+                f"known suffixes: {' '.join(sorted(MEDIA_SUFFIXES))}; a .txt or .csv list may name any file",
+            )
+        return found
+    if not videos.exists():
+        raise UsageFault(f"{videos} does not exist", "give a folder of videos, a .txt list or a .csv")
+    if not videos.is_file() or videos.suffix.lower() not in LIST_SUFFIXES:
+        raise UsageFault(
+            f"{videos} is neither a folder nor a .txt or .csv list",
+            "give the folder that holds it, or a list that names it",
+        )
+    items = _csv(videos) if videos.suffix.lower() == ".csv" else _text(videos)
+    if not items:
+        raise DataFault(f"{videos} names no files", "a .txt holds one path per line; a .csv has a column `path`")
+    return _merged(videos, items)
+
+
+def _folder(root: str) -> Inputs:
+    items: list[Item] = []
+    num_ignored = 0
+    seen: set[tuple[int, int]] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_no_entry):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # Reached again through a link, perhaps to a parent.
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        named_media = [name for name in subfolders if _is_media(name)]
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in named_media)
+        for name in files + named_media:
+            if _is_media(name):
+                path = os.path.join(folder, name)
+                items.append(Item(path, os.path.relpath(path, root)))
+            else:
+                num_ignored += 1
+    return Inputs(tuple(sorted(items, key=_order)), num_ignored)
+
+
+def _no_entry(error: OSError) -> None:
+    raise UsageFault(
+        f"cannot read the folder {error.filename}: {error.strerror}", "make it readable, or give a list of files"
+    )
+
+
+def _is_media(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in MEDIA_SUFFIXES
+
+
+def _order(item: Item) -> tuple[bytes, int, int]:
+    length = item.segment.length_ms if item.segment else None
+    return os.fsencode(item.source), item.start_ms, length or 0
+
+
+def _text(file: Path) -> list[tuple[int, Item]]:
+    lines = os.fsdecode(file.read_bytes()).removeprefix("\ufeff").split("\n")
+    paths = ((number, line.removesuffix("\r")) for number, line in enumerate(lines, start=1))
+    return [(number, Item(*_place(file, path))) for number, path in paths if path.strip()]
+
+
+def _place(file: Path, path: str) -> tuple[str, str]:
+    """Absolute path and source name of a path in a list; inside the list's folder the name is relative to it."""
+    folder = os.path.abspath(file.parent)
+    absolute = os.path.normpath(os.path.join(folder, path))
+    inside = absolute.startswith(folder.rstrip("/") + "/")
+    return absolute, os.path.relpath(absolute, folder) if inside or not os.path.isabs(path) else absolute
+
+
+def _csv(file: Path) -> list[tuple[int, Item]]:
+    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
+        reader = csv.DictReader(handle, strict=True)
+        try:
+            columns = reader.fieldnames or []
+            if "path" not in columns:
+                raise UsageFault(
+                    f"{file} has no column `path` (its columns: {', '.join(columns) or 'none'})",
+                    f"the first line names the columns; known are {', '.join(_COLUMNS)}",
+                )
+            return [
+                (reader.line_num, _row(file, reader.line_num, row)) for row in reader if (row["path"] or "").strip()
+            ]
+        except csv.Error as error:
+            raise UsageFault(
+                f"{file}:{reader.line_num}: {error}", "quote fields that hold commas or line breaks"
+            ) from error
+
+
+def _row(file: Path, number: int, row: dict[str, str | None]) -> Item:
+    start = _milliseconds(file, number, "start", row.get("start") or row.get("start_s"))
+    end = _milliseconds(file, number, "end", row.get("end"))
+    length = _milliseconds(file, number, "duration_s", row.get("duration_s"))
+    if end is not None:
+        length = end - (start or 0)
+    if length is not None and length <= 0:
+        raise UsageFault(
+            f"{file}:{number}: the segment ends before it starts", "times are seconds after the first frame"
+        )
+    segment = None if start is None and length is None else Segment(start or 0, length)
+    labels = [label.strip() for label in (row.get("labels") or "").split(SEPARATOR)] + [
+        (row.get("label") or "").strip()
+    ]
+    path, source = _place(file, row["path"] or "")
+    return Item(path, source, segment, tuple(dict.fromkeys(filter(None, labels))), (row.get("split") or "").strip())
+
+
+def _milliseconds(file: Path, number: int, column: str, text: str | None) -> int | None:
+    if text is None or not text.strip():
+        return None
+    try:
+        value = Decimal(text.strip())
+        if value.is_finite() and 0 <= value < 10**9:
+            return round(value * 1000)
+    except InvalidOperation:
+        pass
+    raise UsageFault(f"{file}:{number}: {column} = '{text}' is not a time", "write seconds, for example 12.5")
+
+
+def _merged(file: Path, numbered: list[tuple[int, Item]]) -> Inputs:
+    """Sort; lines that name one clip again give it their labels too. Two lengths of one start are an error."""
+    by_clip: dict[tuple[str, int], tuple[int, Item]] = {}
+    for number, item in numbered:
+        first_number, first = by_clip.setdefault((item.source, item.start_ms), (number, item))
+        if first is item:
+            continue
+        if first.segment != item.segment or first.split != item.split:
+            raise UsageFault(
+                f"{file}:{first_number} and :{number} name the same video and start with different ends or splits",
+                "keep one of them",
+            )
+        labels = tuple(dict.fromkeys(first.labels + item.labels))
+        by_clip[item.source, item.start_ms] = first_number, replace(first, labels=labels)
+    items = tuple(sorted((item for _, item in by_clip.values()), key=_order))
+    return Inputs(items, num_duplicates=len(numbered) - len(items))

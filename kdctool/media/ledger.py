@@ -1,0 +1,226 @@
+"""What an output folder already holds, and the notes of a run under way: an interrupted run loses no finished clip.
+
+While a run works, every row is appended to `.ledger.jsonl` after its clip's folder was renamed into place. At the
+end the rows become manifest.jsonl and quarantine.jsonl, the ledger shrinks to which input made which rows, and
+done.json is written last.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kdctool.errors import UsageFault
+from kdctool.files import PARTIAL, canonical_json, digest, disk_faults, read_json, sha256_file, write_bytes, write_json
+from kdctool.media.names import clip_folder, uid
+from kdctool.media.rows import Row, is_intact, is_there
+from kdctool.media.settings import FLAG_OF_KEY, Item, Settings
+
+LEDGER, MANIFEST, QUARANTINE, DONE = ".ledger.jsonl", "manifest.jsonl", "quarantine.jsonl", "done.json"
+CLIPS = "clips"
+OWN = (LEDGER, MANIFEST, QUARANTINE, DONE, CLIPS)
+"""Everything that an extraction writes into its folder, next to the lock."""
+
+
+class Ledger:
+    """Rows by uid, and for each finished input its size and its uids."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.rows: dict[str, Row] = {}
+        self.finished: dict[str, tuple[int, list[str]]] = {}
+        self.started: dict[str, tuple[int, list[str]]] = {}
+        """Inputs of which only some clips are there: a run was interrupted."""
+        self.settings: dict[str, Any] | None = None
+        self._unsure: list[str] = []
+        self._file: Any = None
+
+    def load(self) -> None:
+        """Read what earlier runs left. UsageFault when the folder holds something else."""
+        if not self.out.exists():
+            return
+        if not self.out.is_dir():
+            raise UsageFault(f"{self.out} is a file", "name a folder that is new or empty")
+        foreign = sorted(
+            name for name in os.listdir(self.out) if name not in (*OWN, ".lock") and not name.endswith(PARTIAL)
+        )
+        if foreign and not (self.out / LEDGER).exists():
+            raise UsageFault(
+                f"{self.out} is not empty and holds no extraction ({foreign[0]} ...)", "name a new or empty folder"
+            )
+        for line in _lines(self.out / MANIFEST):
+            self.rows[line["uid"]] = line
+        for line in _lines(self.out / LEDGER):
+            self._replay(line)
+        if (self.out / DONE).exists() and self.settings is None:
+            self.settings = read_json(self.out / DONE)["settings"]
+
+    def _replay(self, line: dict[str, Any]) -> None:
+        if "settings" in line:
+            self.settings = line["settings"]
+        elif "row" in line:
+            row = line["row"]
+            self.rows[row["uid"]] = row
+            size, uids = self.started.setdefault(line["input"], (line["bytes"], []))
+            if size == line["bytes"]:
+                uids.append(row["uid"])
+            else:  # The file changed between two interrupted runs.
+                self.started[line["input"]] = line["bytes"], [row["uid"]]
+            self.finished.pop(line["input"], None)
+            self._unsure.append(row["uid"])
+        elif "uids" in line:
+            self.finished[line["input"]] = line["bytes"], line["uids"]
+            self.started.pop(line["input"], None)
+        elif "synced" in line:
+            self._unsure.clear()
+
+    def check_settings(self, settings: Settings) -> None:
+        """UsageFault that names every setting in which the folder differs."""
+        if self.settings is None or self.settings == (now := settings.record()):
+            return
+        keys = [key for key in sorted({*now, *self.settings}) if now.get(key) != self.settings.get(key)]
+        told = ", ".join(
+            f"{FLAG_OF_KEY.get(key, key)} ({self.settings.get(key)} there, {now.get(key)} now)" for key in keys
+        )
+        raise UsageFault(
+            f"{self.out} holds clips of other settings: {told}", "use the same, another folder, or --overwrite"
+        )
+
+    def todo(self, items: Iterable[Item], sizes: dict[str, int], retry: bool) -> list[tuple[Item, frozenset[int]]]:
+        """The inputs that are not done, each with the starts (ms) of its clips that are. Looks, reads nothing."""
+        wanted = []
+        for item in items:
+            size, uids = self.finished.get(item.key, (-2, []))
+            known = [self.rows.get(name) for name in uids]
+            again = retry and any(row is not None and row["status"] == "quarantined" for row in known)
+            if (
+                size != sizes[item.key]
+                or again
+                or not all(row is not None and is_there(self.out, row) for row in known)
+            ):
+                wanted.append((item, self._begun(item, sizes[item.key])))
+        return wanted
+
+    def _begun(self, item: Item, size: int) -> frozenset[int]:
+        known_size, uids = self.started.get(item.key) or self.finished.get(item.key) or (-2, [])
+        if known_size != size:
+            return frozenset()
+        rows = [self.rows[name] for name in uids if name in self.rows]
+        return frozenset(
+            round(row["start_s"] * 1000) for row in rows if row["status"] != "quarantined" and is_there(self.out, row)
+        )
+
+    def drop_damaged(self) -> int:
+        """Forget the clips that a power cut damaged: those noted after the last sync whose bytes differ."""
+        unsure = [name for name in self._unsure if name in self.rows and self.rows[name]["status"] != "quarantined"]
+        damaged = [name for name in unsure if not is_intact(self.out, self.rows[name])]
+        for name in damaged:
+            self.rows.pop(name, None)
+        return len(damaged)
+
+    def open(self, settings: Settings) -> None:
+        """Begin to note. From here on the folder is not `done`."""
+        with disk_faults(self.out):
+            (self.out / DONE).unlink(missing_ok=True)
+            path = self.out / LEDGER
+            _cut_torn_line(path)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        if self.settings is None:
+            self.settings = settings.record()
+            self._append({"settings": self.settings})
+
+    def note(self, item: Item, size: int, row: Row) -> None:
+        """A clip's files are in place, or a window failed."""
+        self.rows[row["uid"]] = row
+        _, uids = self.started.setdefault(item.key, (size, []))
+        uids.append(row["uid"])
+        self._append({"input": item.key, "bytes": size, "row": row})
+
+    def finish_input(self, item: Item, size: int, kept: Iterable[int]) -> None:
+        """All windows of an input have their row; `kept` are the starts that an earlier run left."""
+        _, noted = self.started.pop(item.key, (size, []))
+        starts = set(kept)
+        uids = sorted({name for name in noted if name in self.rows} | self._uids_at(item, starts))
+        for old in self.finished.get(item.key, (0, []))[1]:
+            if old not in uids:
+                self.rows.pop(old, None)
+        self.finished[item.key] = size, uids
+        self._append({"input": item.key, "bytes": size, "uids": uids})
+
+    def _uids_at(self, item: Item, starts: set[int]) -> set[str]:
+        return {uid(item.source, start) for start in starts} & self.rows.keys()
+
+    def sync(self) -> None:
+        """Make everything that was noted survive a power cut."""
+        os.sync()
+        self._append({"synced": True})
+        os.fsync(self._file.fileno())
+
+    def _append(self, line: dict[str, Any]) -> None:
+        data = (canonical_json(line) + "\n").encode()
+        with disk_faults(self.out / LEDGER, needed=len(data)):
+            while data:
+                data = data[self._file.write(data) :]
+
+    def close(self, items: Iterable[Item], settings: Settings) -> None:
+        """Turn the notes into the manifest. Labels and splits are the list's of today."""
+        for item in items:
+            for name in self.finished.get(item.key, (0, []))[1]:
+                self.rows[name] |= {"labels": list(item.labels), "split": item.split}
+        rows = [self.rows[name] for name in sorted({name for _, uids in self.finished.values() for name in uids})]
+        self._sweep({clip_folder(row["uid"]) for row in rows if row["status"] != "quarantined"})
+        if self._file is not None:
+            self._file.close()
+            os.sync()
+        compact = [{"settings": settings.record()}] + [
+            {"input": key, "bytes": size, "uids": uids}
+            for key, (size, uids) in sorted(self.finished.items(), key=_by_bytes)
+        ]
+        quarantined = [row for row in rows if row["status"] == "quarantined"]
+        for name, lines in ((MANIFEST, rows), (QUARANTINE, quarantined), (LEDGER, compact)):
+            write_bytes(self.out / name, b"".join(canonical_json(line).encode() + b"\n" for line in lines))
+        counts = {status: sum(row["status"] == status for row in rows) for status in ("ok", "flagged", "quarantined")}
+        content = digest([[row["uid"], row["sha256"]] for row in rows])
+        digests = {name: sha256_file(self.out / name) for name in (MANIFEST, QUARANTINE)} | {"content": content}
+        write_json(self.out / DONE, {"settings": settings.record(), "counts": counts, "digests": digests})
+        self.rows = {row["uid"]: row for row in rows}
+
+    def _sweep(self, wanted: set[str]) -> None:
+        """Remove clip folders that no row names: half-written ones, and those of inputs that changed."""
+        for bucket in sorted((self.out / CLIPS).glob("*")):
+            for folder in sorted(bucket.iterdir()):
+                if f"{CLIPS}/{bucket.name}/{folder.name}" not in wanted:
+                    shutil.rmtree(folder)
+            if not any(bucket.iterdir()):
+                bucket.rmdir()
+
+
+def forget(out: Path) -> None:
+    """Delete what earlier extractions wrote into `out`, and nothing else."""
+    for name in (DONE, LEDGER, MANIFEST, QUARANTINE):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / CLIPS, ignore_errors=True)
+
+
+def _by_bytes(entry: tuple[str, Any]) -> bytes:
+    return os.fsencode(entry[0])
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file of JSON lines; a last line without its end was torn by a kill and counts as absent."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with open(path, "r+b") as file:
+        data = file.read()
+        file.truncate(data.rfind(b"\n") + 1)

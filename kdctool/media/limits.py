@@ -1,0 +1,120 @@
+"""Fences around decoders: memory, time and file-size limits, and an end that comes with the parent's end."""
+
+import ctypes
+import math
+import os
+import resource
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+from kdctool.media.quarantine import Rejected
+
+_PR_SET_PDEATHSIG = 1
+_CHUNK = 1 << 16
+_STDERR_KEPT = 4096
+
+_libc = ctypes.CDLL(None, use_errno=True)  # Loaded here: nothing may be loaded between fork and exec.
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent`, which started it, is gone (Linux; elsewhere pipes close)."""
+    if hasattr(_libc, "prctl"):
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def fence(memory_bytes: int, file_bytes: int, cpu_s: float | None = None) -> None:
+    """Limit this process for good: address space, size of a written file, open files, core dumps, CPU time."""
+    wanted = [
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_FSIZE, file_bytes),
+        (resource.RLIMIT_NOFILE, 256),
+        (resource.RLIMIT_CORE, 0),
+    ]
+    if cpu_s is not None:
+        wanted.append((resource.RLIMIT_CPU, math.ceil(cpu_s)))
+    for kind, value in wanted:
+        hard = resource.getrlimit(kind)[1]
+        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        # The soft CPU limit says its name (SIGXCPU); the hard one, a little later, only kills.
+        resource.setrlimit(
+            kind, (limit, limit + 5 if kind == resource.RLIMIT_CPU and hard == resource.RLIM_INFINITY else limit)
+        )
+
+
+def run(
+    command: Callable[[Sequence[int]], list[str]], most: Sequence[int], timeout_s: float, memory_bytes: int
+) -> tuple[int, list[bytes], str]:
+    """Run a program that writes to several pipes; return its exit status, what came out of each, and its stderr.
+
+    `command` gets one file descriptor per entry of `most`, the bytes that each pipe may deliver. The program
+    may write no file, and is killed with all its children when time is up or a pipe delivers more.
+    """
+    pipes = [os.pipe() for _ in most]
+    parent = os.getpid()
+
+    def in_child() -> None:
+        die_with_parent(parent)
+        fence(memory_bytes, file_bytes=0, cpu_s=timeout_s + 1)
+
+    try:
+        process = subprocess.Popen(
+            command([write for _, write in pipes]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[write for _, write in pipes],
+            start_new_session=True,
+            preexec_fn=in_child,
+        )
+    except BaseException:
+        for read, _ in pipes:
+            os.close(read)
+        raise
+    finally:
+        for _, write in pipes:
+            os.close(write)
+    assert process.stderr is not None
+    try:
+        outputs, errors = _drain(
+            process.stderr.fileno(), [read for read, _ in pipes], most, time.monotonic() + timeout_s
+        )
+        process.wait(timeout=timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise Rejected("timeout", f"ffmpeg did not end in {timeout_s:.0f} s") from error
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        process.stderr.close()
+        for read, _ in pipes:
+            os.close(read)
+    return process.returncode, outputs, errors
+
+
+def _drain(stderr: int, reads: Sequence[int], most: Sequence[int], deadline: float) -> tuple[list[bytes], str]:
+    outputs = {read: bytearray() for read in reads}
+    limit_of = dict(zip(reads, most, strict=True))
+    errors = bytearray()
+    with selectors.DefaultSelector() as selector:
+        for handle in (stderr, *reads):
+            selector.register(handle, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(max(deadline - time.monotonic(), 0))
+            if not ready:
+                raise Rejected("timeout", "ffmpeg did not end in time")
+            for key, _ in ready:
+                chunk = os.read(key.fd, _CHUNK)
+                if not chunk:
+                    selector.unregister(key.fd)
+                elif key.fd == stderr:
+                    errors += chunk[: _STDERR_KEPT - len(errors)]
+                elif len(outputs[key.fd]) + len(chunk) > limit_of[key.fd]:
+                    raise Rejected("decode_error", "ffmpeg delivered more than was asked for")
+                else:
+                    outputs[key.fd] += chunk
+    return [bytes(outputs[read]) for read in reads], errors.decode(errors="replace")
