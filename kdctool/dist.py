@@ -18,17 +18,23 @@ def init(device: torch.device, timeout_s: float = 600.0) -> None:
         return
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     timeout = datetime.timedelta(seconds=timeout_s)
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        ranks,
-        is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-        timeout=timeout,
-        wait_for_workers=False,
-    )
-    attempt = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = _connect(rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True", timeout)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=attempt, rank=rank, world_size=ranks, timeout=timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
+
+
+def side_store() -> "dist.Store | None":
+    """A connection of its own to the job's store, for a thread that must not wait behind collectives."""
+    if world()[1] == 1:
+        return None
+    return dist.PrefixStore("side", _connect(is_master=False, timeout=datetime.timedelta(seconds=30)))
+
+
+def _connect(is_master: bool, timeout: datetime.timedelta) -> "dist.Store":
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    ranks = int(os.environ["WORLD_SIZE"])
+    store = dist.TCPStore(address, port, ranks, is_master=is_master, timeout=timeout, wait_for_workers=False)
+    return dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def shutdown() -> None:
@@ -88,13 +94,13 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return total / ranks
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is set on any rank; the same answer on all of them."""
+def any_rank(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set on any rank; one small exchange on the CPU, the same answer everywhere."""
     if world()[1] == 1:
-        return flag
-    found = torch.tensor([float(flag)], device=device)
+        return list(flags)
+    found = torch.tensor([float(flag) for flag in flags])
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return bool(found.item() > 0)
+    return [value > 0 for value in found.tolist()]
 
 
 def barrier() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from kdctool.errors import EnvironmentFault
 
+LOCK = ".lock"
 PARTIAL = ".partial"
 """Suffix of everything that is still being written. A rerun may delete what carries it."""
 
@@ -105,21 +106,26 @@ def size_text(num_bytes: float) -> str:
     return f"{num_bytes:.1f} TB"
 
 
+class InUse(EnvironmentFault):
+    """Another process holds the folder."""
+
+
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = LOCK, *, shared: bool = False) -> Iterator[None]:
     """Hold `folder` for this process; a second kdctool on the same folder ends with exit code 4.
 
-    The lock belongs to the open file, so it vanishes with the process, however that ends.
+    The lock belongs to the open file, so it vanishes with the process, however that ends. `shared` lets others in
+    that share, too.
     """
     with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+")  # noqa: SIM115
+        file = open(folder / name, "a+")  # noqa: SIM115
     try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            raise EnvironmentFault(
+            raise InUse(
                 f"{folder} is in use by {file.read().strip() or 'another kdctool'}", "wait for it, or stop it"
             ) from error
         file.truncate(0)

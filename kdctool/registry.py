@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from kdctool.errors import UsageFault
 
@@ -22,6 +22,10 @@ class Section(BaseModel):
     """A table of a recipe: frozen, unknown keys refused, no silent conversion of types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+NOT_A_RESULT: dict[str, JsonValue] = {"result": False}
+"""`json_schema_extra` of a key that moves no number, so the digest that guards a resume leaves it out."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ TORCH_FREE_ROOMS = {
     "cli",
     "__main__",
 }
-TORCH_FREE_STAGES = ("extract", "shard", "verify", "runs", "recipe_new", "demo_clips")
+TORCH_FREE_STAGES = ("extract", "shard", "verify", "runs", "recipe_new", "demo_clips", "cost", "describe", "estimate")
 """--help, extract, shard, verify, recipe and making demo clips: they run before anybody waits for torch."""
 
 

@@ -12,7 +12,22 @@ from typer.exceptions import TyperException
 from kdctool import __version__
 from kdctool.errors import KdctoolError
 
-COMMANDS = ("demo", "extract", "shard", "recipe", "pretrain", "finetune", "evaluate", "export", "doctor")
+COMMANDS = (
+    "demo",
+    "extract",
+    "shard",
+    "data",
+    "recipe",
+    "import_weights",
+    "pretrain",
+    "replay",
+    "finetune",
+    "launch",
+    "runs",
+    "evaluate",
+    "export",
+    "doctor",
+)
 """Modules of this folder in the order of `kdctool --help`; each has `register(app)`."""
 
 app = typer.Typer(

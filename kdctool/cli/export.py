@@ -22,6 +22,9 @@ def export(
     shards: Annotated[
         Path | None, typer.Option(help="Compare on real clips of these shards; default: seeded noise.")
     ] = None,
+    decoder: Annotated[
+        bool, typer.Option("--decoder", help="Keep the pre-training decoder, so that pre-training can go on from it.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier export in the same folder.")
     ] = False,
@@ -36,7 +39,7 @@ def export(
     from kdctool.stages import export as stage
 
     formats = tuple(name.strip() for name in to.split(",") if name.strip())
-    done = stage.run(run, out=out, to=formats, shards=shards, overwrite=overwrite)
+    done = stage.run(run, out=out, to=formats, shards=shards, overwrite=overwrite, decoder=decoder)
     rows = [
         ("model", done.model),
         ("folder", str(done.folder)),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from kdctool.cli.show import Device, Format, Set, summary
+from kdctool.errors import UsageFault
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +28,12 @@ def pretrain(
     device: Device = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget an earlier run in the same folder.")] = False,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Times torchrun may start all processes again when one dies; they resume.")
+    ] = 0,
+    profile: Annotated[
+        str | None, typer.Option(metavar="FROM:TO", help="Record these steps into RUN/profile, e.g. 20:25.")
+    ] = None,
     format: Format = "human",
 ) -> None:
     """Learn representations from shards, without labels.
@@ -47,6 +54,8 @@ def pretrain(
         workers=workers,
         dry_run=dry_run,
         overwrite=overwrite,
+        profile=steps(profile),
+        max_restarts=max_restarts,
         arguments=without_nproc(sys.argv[1:]),
     )
     finish("pretrain", done, f"kdctool eval {done.run} --task retrieval", format)
@@ -76,6 +85,16 @@ def finish(verb: str, done: Any, next_step: str, fmt: str) -> None:
     ]
     payload = {"run": str(done.run), "step": fitted.step, "clips_per_s": fitted.clips_per_s, **fitted.last}
     summary(verb, rows, next_step, payload, fmt)
+
+
+def steps(text: str | None) -> tuple[int, int] | None:
+    """`20:25` as (20, 25)."""
+    if text is None:
+        return None
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise UsageFault(f"--profile {text}: expected FROM:TO", "for example --profile 20:25")
+    return int(first), int(last)
 
 
 def is_main_process() -> bool:

@@ -40,13 +40,22 @@ def validate(
 @recipe_app.command()
 def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Recipe to print.")],
-    resolved: Annotated[bool, typer.Option("--resolved", help="Print the defaults, too.")] = False,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Print the defaults, too, and what it all means.")
+    ] = False,
     change: Set = None,
 ) -> None:
-    """Print a recipe as TOML, each value with where it comes from: recipe, --set, preset or default."""
+    """Print a recipe as TOML, each value with where it comes from: recipe, --set, preset or default.
+
+    With --resolved a comment before it says what the objective is in words, how many parameters there are, and what
+    a clip costs, part by part.
+    """
     from kdctool.recipe import load, origins
+    from kdctool.stages.describe import describe
 
     recipe = load(file, change)
+    if resolved:
+        print("".join(f"# {line}\n" for line in describe(recipe)))
     where = origins(recipe, file.read_text(encoding="utf-8"), change or [])
     print(_annotated(recipe.model_dump(mode="json"), where, resolved), end="")
 

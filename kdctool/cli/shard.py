@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdctool.cli.data import ClassNames, Labels, LabelsFormat
 from kdctool.cli.show import Format, summary
 
 if TYPE_CHECKING:
@@ -20,13 +21,9 @@ def register(app: typer.Typer) -> None:
 def shard(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that kdctool extract wrote.")],
     shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder for the tars and index.json.")],
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="CSV with a header: path or uid; label (one name, or several between ; or |) or labels (also commas); "
-            "split, if wanted."
-        ),
-    ] = None,
+    labels: Labels = None,
+    labels_format: LabelsFormat = "",
+    class_names: ClassNames = None,
     label_list: Annotated[
         Path | None, typer.Option(help="The labels that may occur, one per line, in the order of the classes.")
     ] = None,
@@ -51,6 +48,8 @@ def shard(
         out,
         shards,
         labels=labels,
+        labels_format=labels_format,
+        class_names=class_names,
         label_list=label_list,
         clips_per_shard=clips_per_shard,
         holdout=not no_holdout,

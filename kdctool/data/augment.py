@@ -14,8 +14,8 @@ def noise_and_roll(fbank: Tensor, seeds: Tensor) -> Tensor:
     """
     clips, frames, bins = fbank.shape
     draws = uniform(seeds, frames * bins + 2)
-    noise = draws[:, 2:].reshape(clips, frames, bins)
-    fbank = fbank + noise * (draws[:, 0] / 10)[:, None, None]
+    noise = draws[:, 2:].unflatten(1, (frames, bins))
+    fbank = torch.addcmul(fbank, noise, (draws[:, 0] / 10)[:, None, None])
     shift = (draws[:, 1] * 2 * frames).floor().to(torch.int64) - frames  # (B,)
     source = (torch.arange(frames, device=fbank.device)[None] - shift[:, None]) % frames  # (B, T)
-    return fbank.gather(1, source[:, :, None].expand(-1, -1, bins))
+    return fbank[torch.arange(clips, device=fbank.device)[:, None], source]

@@ -42,9 +42,9 @@ class ToBatch:
         hold 0 before normalisation, as the reference pads them.
         """
         model, data = self.recipe.model, self.recipe.data
-        wave = (waveform.float() - mean[:, None]) / 32768
+        wave = waveform.float().sub_(mean[:, None]).div_(32768)  # int16 came in: float() made a copy
         fbank = log_mel(wave, num_mel_bins=model.mel_bins)  # (B, T, F)
         own = 1 + (samples - WINDOW_SIZE) // WINDOW_SHIFT
         beyond = torch.arange(fbank.shape[1], device=fbank.device)[None] >= own[:, None]
-        fbank = fbank.masked_fill(beyond[:, :, None], 0.0)
+        fbank = fbank.masked_fill_(beyond[:, :, None], 0.0)
         return model_input(fbank, model.audio_frames, data.fbank_mean, data.fbank_std)

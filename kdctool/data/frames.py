@@ -36,8 +36,9 @@ def tile(frames: Sequence[np.ndarray], size: int) -> np.ndarray:
 
 
 def normalise(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (..., C, H, W) -> float32 (..., C, H, W): to 0-1, minus mean, over std, per channel."""
+    """uint8 (..., C, H, W) in any memory layout -> contiguous float32: to 0-1, minus mean, over std, per channel."""
     shape = (-1, 1, 1)
     centre = torch.tensor(mean, dtype=torch.float32, device=frames.device).view(shape)
     spread = torch.tensor(std, dtype=torch.float32, device=frames.device).view(shape)
-    return (frames.float() / 255 - centre) / spread
+    scaled = frames.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return scaled.div_(255).sub_(centre).div_(spread)

@@ -18,14 +18,21 @@ _MIX_2 = _wrap(0x94D049BB133111EB)
 
 
 def _logical_shift(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def uniform(keys: Tensor, count: int) -> Tensor:
     """float32 (B, count) in [0, 1) from keys (B,) int64; equal keys give equal rows."""
-    place = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64)
-    x = keys[:, None] + place * _GOLDEN  # (B, count)
-    x = (x ^ _logical_shift(x, 30)) * _MIX_1
-    x = (x ^ _logical_shift(x, 27)) * _MIX_2
-    x = x ^ _logical_shift(x, 31)
-    return _logical_shift(x, 40).to(torch.float32) * 2.0**-24
+    place = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64) * _GOLDEN
+    if keys.device.type == "cpu" and len(keys):  # a row at a time fits into the processor's cache
+        return torch.stack([_hashed(place + key) for key in keys])
+    return _hashed(keys[:, None] + place)
+
+
+def _hashed(x: Tensor) -> Tensor:
+    """int64 -> float32 in [0, 1); overwrites x."""
+    for bits, factor in ((30, _MIX_1), (27, _MIX_2)):
+        x ^= _logical_shift(x, bits)
+        x *= factor
+    x ^= _logical_shift(x, 31)
+    return _logical_shift(x, 40).to(torch.float32).mul_(2.0**-24)

@@ -1,6 +1,6 @@
 """What leaves the house: one file per format, found by name, each checked against the model it was made from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +36,8 @@ class Package:
     data_digest: str
     results: tuple[dict[str, Any], ...] = ()
     """Contents of the `results.json` files of exactly these weights."""
+    decoder: "dict[str, Tensor]" = field(default_factory=dict)
+    """The pre-training decoder by released names, where it is to be kept."""
 
 
 @dataclass(frozen=True)

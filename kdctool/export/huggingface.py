@@ -16,6 +16,7 @@ from kdctool.export.parity import tensor_difference
 from kdctool.files import sha256_file, write_bytes, write_json
 from kdctool.models.av_encoder import AVEncoder
 from kdctool.models.classifier import AVClassifier
+from kdctool.models.weights import split_state
 from kdctool.registry import Section
 
 WEIGHTS, CONFIG, ABOUT = "model.safetensors", "config.json", "kdctool.json"
@@ -23,8 +24,8 @@ MODEL_TYPE = "kdctool-cav-mae"
 
 
 def released_state(package: Package) -> dict[str, Tensor]:
-    """Weights by the names of published CAV-MAE checkpoints; with a head for a classifier, never with a decoder."""
-    state = dict(package.encoder.state_dict())
+    """Weights by the names of published CAV-MAE checkpoints; with a decoder only where the package keeps one."""
+    state = dict(package.encoder.state_dict()) | package.decoder
     if package.classifier is not None:
         state |= {f"mlp_head.{name}": value for name, value in package.classifier.mlp_head.state_dict().items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -90,8 +91,7 @@ class HuggingFace:
         head = {name.removeprefix("mlp_head."): value for name, value in state.items() if name.startswith("mlp_head.")}
         with torch.device("meta"):  # No memory and no random draws for weights that are replaced at once.
             again = AVEncoder(package.recipe.model)
-        rest = {name: value for name, value in state.items() if not name.startswith("mlp_head.")}
-        again.load_state_dict(rest, assign=True)
+        again.load_state_dict(split_state(state)[0], assign=True)
         outputs: list[tuple[Any, Any]] = [(package.encoder, again.eval())]
         if package.classifier is not None:
             with torch.device("meta"):

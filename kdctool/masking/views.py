@@ -22,15 +22,19 @@ def draw(
     complementary: bool,
     rng: torch.Generator,
     rows: Tensor | None = None,
+    log_prob: Tensor | None = None,
 ) -> Views:
     """Views of the clips at `rows` (this micro batch's places in the global batch; None = all `clips`).
 
     Noise is drawn for the whole global batch, so a clip's mask depends on its place in it and on nothing else: not
-    on ranks, nor on micro batches. The result lies on the generator's device.
+    on ranks, nor on micro batches. The result lies on the generator's device. `log_prob` (B, L) of a learned masking
+    for the clips at `rows` is subtracted from the noise.
     """
     noises = [masking.noise(clips, grid, ratio, rng) for _ in range(1 if complementary else views)]
     if rows is not None:
         noises = [noise[rows.to(noise.device)] for noise in noises]
+    if log_prob is not None:
+        noises = [noise - log_prob.detach().to(noise.device) for noise in noises]
     return views_from_noise(noises, int(grid[0] * grid[1] * (1 - ratio)), views, complementary)
 
 
@@ -59,6 +63,23 @@ def views_from_noise(
     ids_restore = order.argsort(dim=2)
     mask = (ids_restore >= num_keep).float()  # rank in the view's order decides
     return Views(ids_keep=order[..., :num_keep], ids_restore=ids_restore, mask=mask)
+
+
+def share_of_removed(
+    views: Views, share: float, clips: int, rng: torch.Generator, rows: Tensor | None = None
+) -> Tensor:
+    """Removed tokens for a light decoder to predict, drawn evenly per view and clip: (J, B, max(1, share * (L - K))).
+
+    `clips` and `rows` as in `draw`. Complementary views order their removed tokens by who else sees them, so the first
+    few of that order would leave the tokens that no view sees without a loss.
+    """
+    num_views, _, tokens = views.ids_restore.shape
+    removed = tokens - views.ids_keep.shape[2]
+    noise = torch.rand(num_views, clips, tokens, generator=rng, device=rng.device)
+    if rows is not None:
+        noise = noise[:, rows.to(noise.device)]
+    visible_last = noise + (1 - views.mask)
+    return visible_last.argsort(dim=2, stable=True)[..., : max(1, int(share * removed))]
 
 
 def _moved_to_front(shuffle: Tensor, start: int, num: int) -> Tensor:

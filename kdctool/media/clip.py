@@ -4,8 +4,8 @@ import errno
 import io
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,22 +17,21 @@ from PIL import Image
 
 from kdctool import __version__
 from kdctool.files import PARTIAL
-from kdctool.media import decode_ffmpeg, decode_pyav
-from kdctool.media.container import check_file
-from kdctool.media.geometry import Geometry, geometry
+from kdctool.media import audio_file, decode_ffmpeg, decode_pyav
+from kdctool.media.geometry import NO_PICTURE, Geometry, geometry
+from kdctool.media.likeness import frame_hash
 from kdctool.media.names import clip_folder, frame_name
-from kdctool.media.plan import Plan, plan, until, windows
+from kdctool.media.opener import Opener, unchanged
+from kdctool.media.plan import Plan, plan, windows
 from kdctool.media.quarantine import Rejected
 from kdctool.media.rows import Row, blank, content_digest, failed, flagged
-from kdctool.media.settings import SAMPLE_RATE, Item, Settings, Tools, Window
+from kdctool.media.settings import Item, Settings, Tools, Window
 from kdctool.media.source import Source
 
 SILENT_BELOW = 33
 """-60 dB of 16-bit full scale."""
 STATIC_LEVELS, STATIC_SHARE = 16, 0.001
 """Frames are the same when fewer than this share of pixels differ by more than this many levels from the first."""
-_TRANSIENT = frozenset({"changed", "io_error", "missing"})
-_TRY_AGAIN_AFTER_S = 0.2
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -44,59 +43,35 @@ def extract(
     done: frozenset[int],
     with_ffmpeg: frozenset[int],
     begin: Callable[[int], None],
+    opener: Opener | None = None,
 ) -> Iterator[Row]:
     """The rows of an input's clips, each after its files are in place; starts in `done` are left out.
 
     `with_ffmpeg` holds the starts whose other decoder died. `begin` is told each start (ms) before work on it.
-    Rejected inputs become rows; a full disk is an OSError.
+    `opener` keeps a file open between its segments. Rejected inputs become rows; a full disk is an OSError.
     """
-    try:
-        source = _opened(item, settings)
-    except Rejected as fault:
-        yield failed(item, item.start_ms, fault)
-        return
-    try:
-        shape, todo = _outline(source, item, settings)
-        for window in todo:
-            if window.start_ms not in done:
-                begin(window.start_ms)
-                yield _clip(source, item, window, shape, out, settings, tools, window.start_ms in with_ffmpeg)
-    except Rejected as fault:
-        yield failed(item, item.start_ms, fault)
-    finally:
-        source.close()
-
-
-def _opened(item: Item, settings: Settings) -> Source:
-    """Open and read an input; what may be a hiccup of the disk or of a copy under way is tried twice."""
-    for attempt in (0, 1):
+    with ExitStack() as stack:
+        files = opener or stack.enter_context(Opener(settings))
         try:
-            source = Source(item.path)
-            try:
-                source.read_packets(until(settings, item.segment))
-                _unchanged(source)
-            except BaseException:
-                source.close()
-                raise
-            return source
+            source = files.open(item)
+            shape, todo = _outline(source, item, settings)
+            sha256 = files.sha256()
+            for window in todo:
+                if window.start_ms not in done:
+                    begin(window.start_ms)
+                    row = _clip(source, item, window, shape, out, settings, tools, window.start_ms in with_ffmpeg)
+                    yield row | {"source_sha256": sha256}
         except Rejected as fault:
-            if attempt or fault.reason not in _TRANSIENT:
-                raise
-        time.sleep(_TRY_AGAIN_AFTER_S)
-    raise AssertionError("unreachable")
-
-
-def _unchanged(source: Source) -> None:
-    now = check_file(source.path)
-    before = source.status
-    if (now.st_size, now.st_mtime_ns, now.st_ino) != (before.st_size, before.st_mtime_ns, before.st_ino):
-        raise Rejected("changed")
+            yield failed(item, item.start_ms, fault)
+        files.release(item)
 
 
 def _outline(source: Source, item: Item, settings: Settings) -> tuple[Geometry, list[Window]]:
     todo = windows(source, settings, item.segment)
+    if not source.has_video:
+        return NO_PICTURE, todo
     frame = decode_pyav.first_frame(source)
-    return geometry(frame, source.video_stream.sample_aspect_ratio, settings.size), todo
+    return geometry(frame, source.video_stream.sample_aspect_ratio, settings.size, settings.fit), todo
 
 
 def _clip(
@@ -113,32 +88,36 @@ def _clip(
         wanted = plan(source, settings, window, shape)
         decoder = "ffmpeg" if crashed else choose(settings.decoder, source.video.codec)
         if decoder == "ffmpeg":
-            pictures, sound = decode_ffmpeg.decode(source, wanted, tools)
+            pictures, heard = decode_ffmpeg.decode(source, wanted, tools)
         else:
-            pictures, sound = decode_pyav.decode(source, wanted)
-        _unchanged(source)
-        samples, num_missing = _whole_window(sound, wanted)
+            pictures, heard = decode_pyav.decode(source, wanted)
+        unchanged(source)
+        samples, num_missing = _whole_window(heard, wanted)
     except Rejected as fault:
         return failed(item, window.start_ms, fault)
     except MemoryError:
         return failed(item, window.start_ms, Rejected("too_large", "more memory than the limit"))
     frames = [shape.finish(picture) for picture in pictures]
-    contents = [_jpeg(frame, settings.jpeg_quality) for frame in frames] + [_flac(samples)]
+    contents = [_jpeg(frame, settings.jpeg_quality) for frame in frames]
     row = blank(item, window.start_ms)
     folder = clip_folder(row["uid"])
-    names = [frame_name(index, len(frames)) for index in range(len(frames))] + ["audio.flac"]
+    names = [frame_name(index, len(frames)) for index in range(len(frames))]
     row |= flagged(_flags(frames, samples, num_missing))
+    if wanted.has_sound:
+        names.append(f"audio.{settings.audio}")
+        contents.append(audio_file.encode(samples, settings.sample_rate, settings.audio))
+        row["audio"] = f"{folder}/{names[-1]}"
     row |= {
         "duration_s": round(float(window.length), 6),
-        "modalities": ["audio", "video"],
-        "frames": [f"{folder}/{name}" for name in names[:-1]],
+        "modalities": ["audio"] * wanted.has_sound + ["video"] * bool(frames),
+        "frames": [f"{folder}/{name}" for name in names[: len(frames)]],
         "frame_times": _times(source, wanted),
-        "audio": f"{folder}/{names[-1]}",
         "audio_pad_s": round(float(min(wanted.audio_pad, window.length)), 6),
         "width": shape.width,
         "height": shape.height,
         "rotation": shape.turn.degrees,
-        "crop": shape.crop,
+        "crop": shape.crop if frames else [],
+        "frame_hash": frame_hash(frames),
         "decoder": "ffmpeg, after pyav died" if crashed else decoder,
         "tool_versions": _versions(decoder, tools),
         "sha256": content_digest(contents),
@@ -148,26 +127,28 @@ def _clip(
 
 
 def choose(asked: str, codec: str) -> str:
-    """Which decoder reads a codec. `auto` depends on the codec alone."""
+    """Which decoder reads a video codec ("" for sound alone). `auto` depends on the codec alone."""
     if asked != "auto":
         return asked
-    return "pyav" if codec in decode_pyav.EXACT | decode_pyav.FULL else "ffmpeg"
+    return "pyav" if not codec or codec in decode_pyav.EXACT | decode_pyav.FULL else "ffmpeg"
 
 
-def _whole_window(sound: NDArray[np.float32], wanted: Plan) -> tuple[NDArray[np.int16], int]:
-    """Exactly the window's samples, 16 bit, and how many at its end had to be filled with zeros."""
-    total = wanted.window.num_samples
-    heard = len(sound) - round(wanted.audio_pad * SAMPLE_RATE)
-    if heard < total / 2:
-        raise Rejected("too_short", f"{max(0, heard) / SAMPLE_RATE:.3f} s of sound could be decoded")
+def _whole_window(heard: NDArray[np.float32], wanted: Plan) -> tuple[NDArray[np.int16], int]:
+    """Exactly the window's samples, 16 bit, and how many at its end had to be filled with zeros; none without sound."""
+    if not wanted.has_sound:
+        return np.zeros(0, np.int16), 0
+    total, rate = wanted.window.num_samples, wanted.window.sample_rate
+    length = len(heard) - round(wanted.audio_pad * rate)
+    if length < total / 2:
+        raise Rejected("too_short", f"{max(0, length) / rate:.3f} s of sound could be decoded")
     samples = np.zeros(total, np.int16)
-    samples[: len(sound)] = np.rint(np.clip(np.nan_to_num(sound), -1.0, 1.0) * 32767).astype(np.int16)
-    return samples, total - len(sound)
+    samples[: len(heard)] = np.rint(np.clip(np.nan_to_num(heard), -1.0, 1.0) * 32767).astype(np.int16)
+    return samples, total - len(heard)
 
 
 def _flags(frames: list[NDArray[np.uint8]], samples: NDArray[np.int16], num_missing: int) -> list[str]:
     flags = []
-    if np.abs(samples.astype(np.int32)).max(initial=0) < SILENT_BELOW:
+    if len(samples) and np.abs(samples.astype(np.int32)).max() < SILENT_BELOW:
         flags.append("silent")
     if len(frames) > 1 and all(_same(frames[0], frame) for frame in frames[1:]):
         flags.append("static")
@@ -183,20 +164,14 @@ def _same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
 
 def _times(source: Source, wanted: Plan) -> list[float]:
     """Seconds of the frames after the video's first frame, the clock of start_s."""
-    base, start = source.video.time_base, source.video.start
-    return [round(float(pts * base - start), 6) for pts in wanted.pts]
+    base = source.video.time_base
+    return [round(float(pts * base - source.start), 6) for pts in wanted.pts]
 
 
 def _jpeg(frame: NDArray[np.uint8], quality: int) -> bytes:
     """Full-range BT.601 as every JPEG reader assumes; Pillow converts from RGB."""
     file = io.BytesIO()
     Image.fromarray(frame).save(file, "JPEG", quality=quality)
-    return file.getvalue()
-
-
-def _flac(samples: NDArray[np.int16]) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return file.getvalue()
 
 

@@ -6,7 +6,6 @@ full decoding, bit for bit, where the codec says truly which frames are referenc
 
 from collections.abc import Iterator
 from fractions import Fraction
-from math import ceil, floor
 from typing import Any
 
 import av
@@ -14,50 +13,60 @@ import numpy as np
 from av.filter import Graph
 from numpy.typing import NDArray
 
-from kdctool.media.audio_chain import PREROLL, SCALE_FLAGS, SEEK_FROM, audio_chain
+from kdctool.media.audio_chain import SCALE_FLAGS
+from kdctool.media.container import decoder
 from kdctool.media.plan import Plan
 from kdctool.media.quarantine import Rejected
+from kdctool.media.sound_pyav import sound
 from kdctool.media.source import Source
 
 EXACT = frozenset({"h264", "hevc", "mpeg4"})
 """Codecs whose non-reference frames may be skipped, proven at one thread."""
 FULL = frozenset({"av1", "mpeg1video", "mpeg2video", "vp8", "vp9"})
 """Codecs that `auto` gives to this decoder too, without skipping."""
-_TAIL = Fraction(1, 5)
+_HEAD = 65
+"""Packets after which a first frame must have come out."""
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 
 
 def first_frame(source: Source) -> Any:
-    """Decode until a first frame comes out; its side data holds the rotation."""
-    context = _context(source.video_stream)
+    """Decode until a first frame comes out; its side data holds the rotation. The decoder may go on from there."""
+    entries = source.video.entries[:_HEAD]
+    context = _rewound(source)
+    # Without the mark of an edit list, which would hide the frame.
+    is_bare = not all(entry.shown for entry in entries)
     try:
-        for packet in source.packets(source.video, 0, min(64, len(source.video.entries) - 1)):
-            bare = av.Packet(bytes(packet))  # Without the mark of an edit list, which would hide the frame.
-            bare.pts, bare.dts, bare.time_base = packet.pts, packet.dts, packet.time_base
-            for frame in context.decode(bare):
-                return frame
+        for number, packet in enumerate(source.packets(source.video, 0, len(entries) - 1), 1):
+            frames = context.decode(_bare(packet) if is_bare else packet)
+            if frames:
+                source.head = None if is_bare else (number, frames)
+                return frames[0]
         for frame in context.decode(None):
             return frame
     except av.error.FFmpegError as error:
         raise Rejected("decode_error", f"the first frame: {error.strerror}") from error
-    finally:
-        if context.is_open:
-            context.flush_buffers()
     raise Rejected("decode_error", "no frame could be decoded")
 
 
-def decode(source: Source, plan: Plan) -> tuple[list[NDArray[np.uint8]], NDArray[np.float32]]:
-    """The wanted frames, (H, W, 3) as delivered by the scaler, and the window's sound, (S,), 16 kHz."""
-    return _frames(source, plan), _sound(source, plan)
-
-
-def _context(stream: Any) -> Any:
-    context = stream.codec_context
-    if not context.is_open:
-        context.thread_count = 1
-        context.thread_type = "NONE"
-        context.options = {"err_detect": "explode"}  # Concealed damage would be an invented picture.
+def _rewound(source: Source) -> Any:
+    """The video's decoder as if it were new."""
+    context, source.head = decoder(source.video_stream), None
+    if context.is_open:
+        context.flush_buffers()
+    context.skip_frame = "DEFAULT"
     return context
+
+
+def _bare(packet: Any) -> Any:
+    bare = av.Packet(bytes(packet))
+    bare.pts, bare.dts, bare.time_base = packet.pts, packet.dts, packet.time_base
+    return bare
+
+
+def decode(source: Source, plan: Plan) -> tuple[list[NDArray[np.uint8]], NDArray[np.float32]]:
+    """The wanted frames, (H, W, 3) as delivered by the scaler, and the window's sound, (S,), at the plan's rate."""
+    frames = _frames(source, plan) if plan.pts else []
+    return frames, sound(source, plan) if plan.has_sound else np.zeros(0, np.float32)
 
 
 def _frames(source: Source, plan: Plan) -> list[NDArray[np.uint8]]:
@@ -104,10 +113,14 @@ def _needed(source: Source, wanted: set[int], skip_groups: bool) -> list[tuple[i
 
 
 def _decode_ranges(source: Source, ranges: list[tuple[int, int]], wanted: set[int], thrifty: bool) -> Iterator[Any]:
-    context = _context(source.video_stream)
     for first, last in ranges:
-        if context.is_open:
-            context.flush_buffers()
+        head = source.head
+        context = decoder(source.video_stream) if head else _rewound(source)
+        if head and first == 0 and last >= head[0]:  # The decoder stands behind the first frame.
+            first, source.head = head[0], None
+            yield from head[1]
+        elif head:
+            context = _rewound(source)
         entries = source.video.entries[first : last + 1]
         for entry, packet in zip(entries, source.packets(source.video, first, last), strict=True):
             context.skip_frame = "NONREF" if thrifty and entry.pts not in wanted else "DEFAULT"
@@ -146,80 +159,3 @@ class _Scaler:
         graph.link_nodes(*nodes)
         graph.configure()
         return graph
-
-
-def _sound(source: Source, plan: Plan) -> NDArray[np.float32]:
-    base, entries = source.audio.time_base, source.audio.entries
-    heard_from = plan.begin - PREROLL if plan.window.start > SEEK_FROM else entries[0].pts * base
-    first = next((i for i, e in enumerate(entries) if e.end * base > heard_from), 0)
-    last = max((i for i, e in enumerate(entries) if e.pts * base < plan.end + _TAIL), default=-1)
-    context = _context(source.audio_stream)
-    if context.is_open:
-        context.flush_buffers()
-    graph, clock = None, _Clock()
-    pieces: list[NDArray[np.float32]] = []
-    try:
-        for entry, packet in zip(entries[first : last + 1], source.packets(source.audio, first, last), strict=True):
-            try:
-                frames = context.decode(packet)
-            except av.error.FFmpegError:
-                if entry.end * base <= plan.begin:
-                    continue  # Before the window: a codec may need some packets to settle.
-                raise
-            for frame in frames:
-                graph = graph or _audio_graph(frame, plan.begin)
-                graph.push(clock(frame))
-                _pull(graph, pieces)
-        for frame in context.decode(None):
-            graph = graph or _audio_graph(frame, plan.begin)
-            graph.push(clock(frame))
-            _pull(graph, pieces)
-        if graph is not None:
-            graph.push(None)
-            _pull(graph, pieces)
-    except av.error.FFmpegError as error:
-        raise Rejected("decode_error", f"sound: {error.strerror}") from error
-    return np.concatenate(pieces)[: plan.window.num_samples] if pieces else np.zeros(0, np.float32)
-
-
-def _audio_graph(frame: Any, begin: Fraction) -> Any:
-    graph = Graph()
-    graph.threads = 1
-    rate = frame.sample_rate
-    nodes = [graph.add_abuffer(sample_rate=rate, format=frame.format, layout=frame.layout, time_base=Fraction(1, rate))]
-    for name, options in audio_chain(frame.layout.nb_channels, begin):
-        nodes.append(graph.add(name, options["args"]) if "args" in options else graph.add(name, **options))
-    graph.link_nodes(*nodes, graph.add("abuffersink"))
-    graph.configure()
-    return graph
-
-
-class _Clock:
-    """Counts sound in samples, as ffmpeg does: a container's coarse clock (mkv: 1 ms) is a hint.
-
-    A frame follows the one before without a gap unless its own time is further off than its clock is coarse.
-    """
-
-    def __init__(self) -> None:
-        self._next: int | None = None
-
-    def __call__(self, frame: Any) -> Any:
-        if frame.pts is None:
-            return frame
-        step = frame.time_base * frame.sample_rate
-        at = round(frame.pts * step)
-        if self._next is not None and step > 1:
-            low, high = floor((frame.pts - Fraction(1, 2)) * step), ceil((frame.pts + Fraction(1, 2)) * step)
-            if 2 * low - high <= self._next <= 2 * high - low:
-                at = min(max(self._next, low), high)
-        self._next = at + frame.samples
-        frame.pts, frame.time_base = at, Fraction(1, frame.sample_rate)
-        return frame
-
-
-def _pull(graph: Any, pieces: list[NDArray[np.float32]]) -> None:
-    while True:
-        try:
-            pieces.append(graph.pull().to_ndarray()[0])
-        except (av.error.BlockingIOError, av.error.EOFError):
-            return

@@ -3,7 +3,7 @@
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,19 +71,36 @@ class Geometry:
 
     @property
     def crop(self) -> list[int]:
-        """x, y, w, h of the kept square in the pixels of the shown source."""
+        """x, y, w, h of what a stored frame shows, in the pixels of the shown source.
+
+        A padded frame shows more than the picture: x or y is negative, w and h are its long side.
+        """
         (left, top), (w, h) = self._corner, self._upright
         across, down = self.width / w, self.height / h
         return [round(left * across), round(top * down), round(self.size * across), round(self.size * down)]
 
     def finish(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W, 3) as delivered -> (size, size, 3) upright centre crop, contiguous."""
-        left, top = self._corner
-        return np.ascontiguousarray(self.turn(picture)[top : top + self.size, left : left + self.size])
+        """(H, W, 3) as delivered -> (size, size, 3) upright, its centre cropped or padded with black, contiguous."""
+        (left, top), upright = self._corner, self.turn(picture)
+        kept = upright[max(0, top) :, max(0, left) :][: self.size, : self.size]
+        if kept.shape[:2] == (self.size, self.size):
+            return np.ascontiguousarray(kept)
+        square = np.zeros((self.size, self.size, 3), np.uint8)
+        square[max(0, -top) :, max(0, -left) :][: kept.shape[0], : kept.shape[1]] = kept
+        return square
 
 
-def geometry(frame: Any, sample_aspect: Fraction | None, size: int) -> Geometry:
-    """The geometry of a stream from its first frame. The short side becomes `size`, the long one is rounded down."""
+NO_PICTURE = Geometry(Turn(), (1, 1), 0, 0, 1)
+"""Of a clip that is sound alone."""
+
+
+def geometry(
+    frame: Any, sample_aspect: Fraction | None, size: int, fit: Literal["crop", "pad", "squash"] = "crop"
+) -> Geometry:
+    """The geometry of a stream from its first frame.
+
+    crop: the short side becomes `size`, the long one is rounded down. pad: the long side does. squash: both do.
+    """
     turn = turn_of(frame)
     aspect = sample_aspect if sample_aspect and sample_aspect > 0 else Fraction(1)
     shown_w, shown_h = Fraction(frame.width), Fraction(frame.height)
@@ -91,8 +108,10 @@ def geometry(frame: Any, sample_aspect: Fraction | None, size: int) -> Geometry:
         shown_w *= aspect
     else:
         shown_h /= aspect
-    short = min(shown_w, shown_h)
-    scaled = int(shown_w * size / short), int(shown_h * size / short)
+    whole = {"crop": min(shown_w, shown_h), "pad": max(shown_w, shown_h)}.get(fit)
+    scaled = (
+        (size, size) if whole is None else (max(1, int(shown_w * size / whole)), max(1, int(shown_h * size / whole)))
+    )
     if scaled[0] * scaled[1] > MAX_SCALED_PIXELS:
         raise Rejected("too_large", f"{frame.width}x{frame.height} would be scaled to {scaled[0]}x{scaled[1]}")
     width, height = round(shown_w), round(shown_h)

@@ -171,4 +171,15 @@ def _merged(file: Path, numbered: list[tuple[int, Item]]) -> Inputs:
         labels = tuple(dict.fromkeys(first.labels + item.labels))
         by_clip[item.source, item.start_ms] = first_number, replace(first, labels=labels)
     items = tuple(sorted((item for _, item in by_clip.values()), key=_order))
+    ends = _furthest(items)
+    items = tuple(replace(item, furthest_ms=ends.get(item.path)) for item in items)
     return Inputs(items, num_duplicates=len(numbered) - len(items))
+
+
+def _furthest(items: tuple[Item, ...]) -> dict[str, int]:
+    """For each file of which several segments are wanted: where the last one ends, in milliseconds."""
+    ends: dict[str, list[int]] = {}
+    for item in items:
+        length = item.segment.length_ms if item.segment else None
+        ends.setdefault(item.path, []).append(item.start_ms + (length or 0))
+    return {path: max(found) for path, found in ends.items() if len(found) > 1}

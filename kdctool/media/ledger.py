@@ -2,38 +2,59 @@
 
 While a run works, every row is appended to `.ledger.jsonl` after its clip's folder was renamed into place. At the
 end the rows become manifest.jsonl and quarantine.jsonl, the ledger shrinks to which input made which rows, and
-done.json is written last.
+duplicates.json and done.json are written last. A part of an extraction (`parts`) appends to a file of its own, which
+goes when the parts are merged.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from kdctool.errors import UsageFault
-from kdctool.files import PARTIAL, canonical_json, digest, disk_faults, read_json, sha256_file, write_bytes, write_json
+from kdctool.files import (
+    LOCK,
+    PARTIAL,
+    canonical_json,
+    digest,
+    disk_faults,
+    read_json,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
+from kdctool.media import duplicates, parts
 from kdctool.media.names import clip_folder, uid
+from kdctool.media.parts import Part
 from kdctool.media.rows import Row, is_intact, is_there
 from kdctool.media.settings import FLAG_OF_KEY, Item, Settings
 
 LEDGER, MANIFEST, QUARANTINE, DONE = ".ledger.jsonl", "manifest.jsonl", "quarantine.jsonl", "done.json"
+DUPLICATES = "duplicates.json"
 CLIPS = "clips"
-OWN = (LEDGER, MANIFEST, QUARANTINE, DONE, CLIPS)
+OWN = (LEDGER, MANIFEST, QUARANTINE, DUPLICATES, DONE, CLIPS)
 """Everything that an extraction writes into its folder, next to the lock."""
 
 
 class Ledger:
-    """Rows by uid, and for each finished input its size and its uids."""
+    """Rows by uid, and for each finished input its size and its uids.
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    That of a part reads what is merged and its own notes, and writes its own notes; any other one reads all.
+    """
+
+    def __init__(self, out: Path, part: Part | None = None) -> None:
+        self.out, self.part = out, part
         self.rows: dict[str, Row] = {}
         self.finished: dict[str, tuple[int, list[str]]] = {}
         self.started: dict[str, tuple[int, list[str]]] = {}
         """Inputs of which only some clips are there: a run was interrupted."""
         self.settings: dict[str, Any] | None = None
+        self.duplicates: dict[str, Any] = {}
+        self._recorded: list[dict[str, Any]] = []
+        """The settings of all notes, those of other parts too."""
         self._unsure: list[str] = []
         self._file: Any = None
 
@@ -44,9 +65,11 @@ class Ledger:
         if not self.out.is_dir():
             raise UsageFault(f"{self.out} is a file", "name a folder that is new or empty")
         foreign = sorted(
-            name for name in os.listdir(self.out) if name not in (*OWN, ".lock") and not name.endswith(PARTIAL)
+            name
+            for name in os.listdir(self.out)
+            if name not in (*OWN, LOCK) and not name.endswith(PARTIAL) and not parts.is_part_file(name)
         )
-        if foreign and not (self.out / LEDGER).exists():
+        if foreign and not (self.out / LEDGER).exists() and not parts.ledgers(self.out):
             raise UsageFault(
                 f"{self.out} is not empty and holds no extraction ({foreign[0]} ...)", "name a new or empty folder"
             )
@@ -56,10 +79,20 @@ class Ledger:
             self._replay(line)
         if (self.out / DONE).exists() and self.settings is None:
             self.settings = read_json(self.out / DONE)["settings"]
+            self._recorded.append(self.settings)
+        for path in parts.ledgers(self.out):
+            if self.part is None or path.name == self.part.ledger:
+                unsure, self._unsure = self._unsure, []  # A part's sync speaks for its own clips alone.
+                for line in _lines(path):
+                    self._replay(line)
+                self._unsure = unsure + self._unsure
+            else:
+                self._recorded += [line["settings"] for line in islice(_lines(path), 1)]
 
     def _replay(self, line: dict[str, Any]) -> None:
         if "settings" in line:
             self.settings = line["settings"]
+            self._recorded.append(self.settings)
         elif "row" in line:
             row = line["row"]
             self.rows[row["uid"]] = row
@@ -78,15 +111,16 @@ class Ledger:
 
     def check_settings(self, settings: Settings) -> None:
         """UsageFault that names every setting in which the folder differs."""
-        if self.settings is None or self.settings == (now := settings.record()):
-            return
-        keys = [key for key in sorted({*now, *self.settings}) if now.get(key) != self.settings.get(key)]
-        told = ", ".join(
-            f"{FLAG_OF_KEY.get(key, key)} ({self.settings.get(key)} there, {now.get(key)} now)" for key in keys
-        )
-        raise UsageFault(
-            f"{self.out} holds clips of other settings: {told}", "use the same, another folder, or --overwrite"
-        )
+        for recorded in self._recorded:
+            # An earlier version did not record what it had no option for: it did what the defaults do.
+            there, now = Settings().record() | recorded, settings.record()
+            keys = [key for key in sorted({*now, *there}) if now.get(key) != there.get(key)]
+            told = [f"{FLAG_OF_KEY.get(key, key)} ({there.get(key)} there, {now.get(key)} now)" for key in keys]
+            if told:
+                raise UsageFault(
+                    f"{self.out} holds clips of other settings: {', '.join(told)}",
+                    "use the same, another folder, or --overwrite",
+                )
 
     def todo(self, items: Iterable[Item], sizes: dict[str, int], retry: bool) -> list[tuple[Item, frozenset[int]]]:
         """The inputs that are not done, each with the starts (ms) of its clips that are. Looks, reads nothing."""
@@ -124,12 +158,24 @@ class Ledger:
         """Begin to note. From here on the folder is not `done`."""
         with disk_faults(self.out):
             (self.out / DONE).unlink(missing_ok=True)
-            path = self.out / LEDGER
+            path = self.out / (self.part.ledger if self.part else LEDGER)
             _cut_torn_line(path)
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115
-        if self.settings is None:
+            if self.part is None:
+                self._take_over()
+        if self.settings is None or self._file.tell() == 0:
             self.settings = settings.record()
             self._append({"settings": self.settings})
+
+    def _take_over(self) -> None:
+        """Put the parts' notes before those that this run will write: the latest counts."""
+        for path in parts.ledgers(self.out):
+            with open(path, "rb") as file:
+                for line in file:
+                    if line.endswith(b"\n") and line != parts.COMPLETE:
+                        self._write(line)
+            os.fsync(self._file.fileno())
+            path.unlink()
 
     def note(self, item: Item, size: int, row: Row) -> None:
         """A clip's files are in place, or a window failed."""
@@ -159,10 +205,24 @@ class Ledger:
         os.fsync(self._file.fileno())
 
     def _append(self, line: dict[str, Any]) -> None:
-        data = (canonical_json(line) + "\n").encode()
-        with disk_faults(self.out / LEDGER, needed=len(data)):
-            while data:
-                data = data[self._file.write(data) :]
+        self._write((canonical_json(line) + "\n").encode())
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            data = data[self._file.write(data) :]
+
+    def close_part(self, settings: Settings) -> None:
+        """Say in the notes of a part that it is done; a part that never had to note anything leaves none."""
+        assert self.part is not None
+        path = self.out / self.part.ledger
+        if self._file is None and (not path.exists() or parts.is_complete(path)):
+            return
+        if self._file is None:
+            self.open(settings)
+        self.sync()
+        self._write(parts.COMPLETE)
+        os.fsync(self._file.fileno())
+        self._file.close()
 
     def close(self, items: Iterable[Item], settings: Settings) -> None:
         """Turn the notes into the manifest. Labels and splits are the list's of today."""
@@ -181,9 +241,14 @@ class Ledger:
         quarantined = [row for row in rows if row["status"] == "quarantined"]
         for name, lines in ((MANIFEST, rows), (QUARANTINE, quarantined), (LEDGER, compact)):
             write_bytes(self.out / name, b"".join(canonical_json(line).encode() + b"\n" for line in lines))
+        for path in parts.ledgers(self.out):
+            path.unlink()
         counts = {status: sum(row["status"] == status for row in rows) for status in ("ok", "flagged", "quarantined")}
         content = digest([[row["uid"], row["sha256"]] for row in rows])
-        digests = {name: sha256_file(self.out / name) for name in (MANIFEST, QUARANTINE)} | {"content": content}
+        self.duplicates = duplicates.report(rows)
+        write_json(self.out / DUPLICATES, self.duplicates)
+        files = (MANIFEST, QUARANTINE, DUPLICATES)
+        digests = {name: sha256_file(self.out / name) for name in files} | {"content": content}
         write_json(self.out / DONE, {"settings": settings.record(), "counts": counts, "digests": digests})
         self.rows = {row["uid"]: row for row in rows}
 
@@ -199,8 +264,8 @@ class Ledger:
 
 def forget(out: Path) -> None:
     """Delete what earlier extractions wrote into `out`, and nothing else."""
-    for name in (DONE, LEDGER, MANIFEST, QUARANTINE):
-        (out / name).unlink(missing_ok=True)
+    for path in (*(out / name for name in (DONE, LEDGER, MANIFEST, QUARANTINE, DUPLICATES)), *parts.ledgers(out)):
+        path.unlink(missing_ok=True)
     shutil.rmtree(out / CLIPS, ignore_errors=True)
 
 

@@ -20,6 +20,7 @@ REASONS: dict[str, str] = {
     "too_short": "less sound or picture than half of the window, or less than 25 ms",
     "outside": "the segment starts after the end of the video",
     "too_large": "more pixels, streams, packets or memory than the limits allow",
+    "no_such_stream": "it has no stream of the number that --video-stream or --audio-stream names",
     "decode_error": "the content is damaged: a frame or the sound could not be decoded",
     "decoder_crash": "the decoder died on this file, and so did the other one",
     "timeout": "decoding took longer than the limit",

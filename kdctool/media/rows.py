@@ -11,7 +11,8 @@ from kdctool.media.settings import Item
 
 Row = dict[str, Any]
 """uid, source, source_id, start_s, duration_s, status, reason, detail, modalities, frames, frame_times, audio,
-audio_pad_s, width, height, rotation, crop, labels, split, decoder, tool_versions, sha256."""
+audio_pad_s, width, height, rotation, crop, labels, split, decoder, tool_versions, sha256, source_sha256 (of the input's
+bytes), frame_hash (see `likeness`)."""
 
 
 def blank(item: Item, start_ms: int) -> Row:
@@ -39,6 +40,8 @@ def blank(item: Item, start_ms: int) -> Row:
         "decoder": "",
         "tool_versions": {},
         "sha256": "",
+        "source_sha256": "",
+        "frame_hash": "",
     }
 
 

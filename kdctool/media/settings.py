@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 from typing import Any, Literal, get_args
 
 from kdctool.errors import UsageFault
@@ -9,6 +10,12 @@ from kdctool.errors import UsageFault
 SAMPLE_RATE = 16000
 
 DecoderName = Literal["auto", "ffmpeg", "pyav"]
+Fit = Literal["crop", "pad", "squash"]
+AudioFormat = Literal["flac", "wav", "opus"]
+Lacking = Literal["none", "audio", "video", "both"]
+
+MAX_FRAMES = 1000
+OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 
 
 @dataclass(frozen=True)
@@ -20,8 +27,17 @@ class Settings:
     jpeg_quality: int = 92
     window_s: float = 10.0
     stride_s: float | None = None
-    audio: str = "flac"
+    audio: AudioFormat = "flac"
     decoder: DecoderName = "auto"
+    fps: float | None = None
+    """Frames per second of a clip; replaces `frames`."""
+    fit: Fit = "crop"
+    sample_rate: int = SAMPLE_RATE
+    video_stream: int | None = None
+    """Which of the file's video streams, from 0, cover pictures not counted. None: the best."""
+    audio_stream: int | None = None
+    allow_missing: Lacking = "none"
+    """Which modality a clip may lack and be kept all the same."""
 
     def check(self) -> None:
         """UsageFault for values that make no sense."""
@@ -31,39 +47,74 @@ class Settings:
             "jpeg_quality": (1, 100),
             "window_s": (0.1, 3600),
             "stride_s": (0.1, 86400),
+            "fps": (0.01, 240),
+            "sample_rate": (4000, 192_000),
+            "video_stream": (0, 63),
+            "audio_stream": (0, 63),
         }
         for name, (least, most) in limits.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise UsageFault(f"{FLAG_OF_KEY[name]} = {value} is not between {least} and {most}")
-        if self.audio != "flac":
-            raise UsageFault(f"--audio = '{self.audio}' is not known", "the sound is written as flac")
-        if self.decoder not in get_args(DecoderName):
+        choices = {"audio": AudioFormat, "decoder": DecoderName, "fit": Fit, "allow_missing": Lacking}
+        for name, kind in choices.items():
+            value, known = getattr(self, name), get_args(kind)
+            if value not in known:
+                raise UsageFault(f"{FLAG_OF_KEY[name]} = '{value}' is not known", f"there are: {', '.join(known)}")
+        if self.fps is not None and len(self.moments(Fraction(self.window_s))) > MAX_FRAMES:
             raise UsageFault(
-                f"--decoder = '{self.decoder}' is not known", f"there are: {', '.join(get_args(DecoderName))}"
+                f"--fps {self.fps:g} for {self.window_s:g} s is more than {MAX_FRAMES} frames a clip",
+                "fewer frames a second, or shorter clips (--clip-seconds) with --stride",
             )
+        if self.audio == "opus" and self.sample_rate not in OPUS_RATES:
+            raise UsageFault(
+                f"opus knows no {self.sample_rate} Hz",
+                f"--audio-rate {', '.join(map(str, OPUS_RATES))}, or flac or wav",
+            )
+
+    def moments(self, length: Fraction) -> list[Fraction]:
+        """When the frames of a clip of `length` seconds are taken, seconds after its start."""
+        if self.fps is None:
+            return [i * length / self.frames for i in range(self.frames)]
+        rate = Fraction(str(self.fps))
+        return [i / rate for i in range(max(1, ceil(length * rate)))]
+
+    def may_lack(self, modality: Literal["audio", "video"]) -> bool:
+        """Whether a clip without this modality is kept."""
+        return self.allow_missing in (modality, "both")
 
     def record(self) -> dict[str, Any]:
         """The settings as they stand in done.json; equal records give equal bytes."""
         return {
+            "allow_missing": self.allow_missing,
             "audio": self.audio,
+            "audio_stream": self.audio_stream,
             "decoder": self.decoder,
-            "frames": self.frames,
+            "fit": self.fit,
+            "fps": self.fps,
+            "frames": self.frames if self.fps is None else None,
             "jpeg_quality": self.jpeg_quality,
-            "sample_rate": SAMPLE_RATE,
+            "sample_rate": self.sample_rate,
             "size": self.size,
             "stride_s": self.stride_s,
+            "video_stream": self.video_stream,
             "window_s": self.window_s,
         }
 
 
 FLAG_OF_KEY = {
+    "allow_missing": "--allow-missing",
     "audio": "--audio",
+    "audio_stream": "--audio-stream",
     "decoder": "--decoder",
+    "fit": "--fit",
+    "fps": "--fps",
     "frames": "--frames",
     "jpeg_quality": "--jpeg-quality",
+    "sample_rate": "--audio-rate",
     "size": "--size",
     "stride_s": "--stride",
+    "video_stream": "--video-stream",
     "window_s": "--clip-seconds",
 }
 """Which option of `kdctool extract` sets a key of the record."""
@@ -101,6 +152,8 @@ class Item:
     segment: Segment | None = None
     labels: tuple[str, ...] = ()
     split: str = ""
+    furthest_ms: int | None = None
+    """Where the last segment of the same file ends (its start, when it has no end); None where there is no other."""
 
     @property
     def key(self) -> str:
@@ -120,6 +173,7 @@ class Window:
 
     start_ms: int
     length: Fraction
+    sample_rate: int = SAMPLE_RATE
 
     @property
     def start(self) -> Fraction:
@@ -127,4 +181,4 @@ class Window:
 
     @property
     def num_samples(self) -> int:
-        return round(self.length * SAMPLE_RATE)
+        return round(self.length * self.sample_rate)

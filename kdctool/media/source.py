@@ -16,6 +16,7 @@ from av.stream import Disposition
 
 from kdctool.media.container import check_file, disk_fails, open_container, words
 from kdctool.media.quarantine import Rejected
+from kdctool.media.settings import Settings
 
 MAX_PIXELS = 33_177_600
 """7680 x 4320."""
@@ -23,6 +24,7 @@ MAX_STREAMS = 64
 MAX_PACKETS = 4_000_000
 KEPT_BYTES = 64 << 20
 """Packets are kept in memory up to this many bytes; a longer file is read again for decoding."""
+_PLAIN = Settings()
 _LESSER = Disposition.hearing_impaired | Disposition.visual_impaired | Disposition.comment | Disposition.descriptions
 
 
@@ -56,10 +58,17 @@ class Track:
 
 
 class Source:
-    """A media file that is open: its chosen streams, their packets, its geometry."""
+    """A media file that is open: its chosen streams and their packets.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    The track of a modality that it lacks, and may lack by the settings, is there without entries.
+    """
+
+    def __init__(self, path: str, settings: Settings = _PLAIN) -> None:
+        self.path, self.settings = path, settings
+        self.read_until: Fraction | None = Fraction(0)
+        self.starts_with_key = True
+        self.head: tuple[int, list[Any]] | None = None
+        """Of the video's decoder while nothing else was decoded: how many packets it took, and the frames it gave."""
         self.status = check_file(path)
         self.container = open_container(path)
         try:
@@ -78,29 +87,44 @@ class Source:
         videos = [
             s for s in streams.video if not s.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails)
         ]
-        if not videos:
+        self.has_video, self.has_audio = bool(videos), bool(streams.audio)
+        if not self.has_video and not (self.has_audio and self.settings.may_lack("video")):
             raise Rejected("no_video", "only a cover picture" if streams.video else "")
-        if not streams.audio:
+        if not self.has_audio and not self.settings.may_lack("audio"):
             raise Rejected("no_audio")
-        decodable = [s for s in videos if s.codec_context is not None]
-        heard = [s for s in streams.audio if s.codec_context is not None and s.codec_context.sample_rate]
-        if not decodable or not heard:
+        decodable = [s for s in _named(videos, self.settings.video_stream) if s.codec_context is not None]
+        heard = [
+            s
+            for s in _named(list(streams.audio), self.settings.audio_stream)
+            if s.codec_context is not None and s.codec_context.sample_rate
+        ]
+        if (self.has_video and not decodable) or (self.has_audio and not heard):
             raise Rejected("no_decoder")
-        self.video_stream = max(decodable, key=lambda s: (_preferred(s), s.width * s.height, s.bit_rate or 0, -s.index))
-        self.audio_stream = max(
-            heard, key=lambda s: (_preferred(s), s.codec_context.sample_rate, s.channels, s.bit_rate or 0, -s.index)
-        )
-        width, height = self.video_stream.width, self.video_stream.height
+        decodable.sort(key=lambda s: (_preferred(s), s.width * s.height, s.bit_rate or 0, -s.index))
+        heard.sort(key=lambda s: (_preferred(s), s.codec_context.sample_rate, s.channels, s.bit_rate or 0, -s.index))
+        self.video_stream: Any = decodable[-1] if decodable else None
+        self.audio_stream: Any = heard[-1] if heard else None
+        width, height = (decodable[-1].width, decodable[-1].height) if decodable else (0, 0)
         if width * height > MAX_PIXELS:
             raise Rejected("too_large", f"{width}x{height} pixels")
         self.video, self.audio = _track(self.video_stream), _track(self.audio_stream)
+
+    @property
+    def start(self) -> Fraction:
+        """Time zero of all clips on the file's clock: the first frame, or the first sound where there is no picture."""
+        return (self.video if self.has_video else self.audio).start
+
+    @property
+    def end(self) -> Fraction:
+        return (self.video if self.has_video else self.audio).end
 
     def read_packets(self, until: Fraction | None) -> None:
         """Read packets up to `until` seconds after the first frame (None: all), then look at the file's end.
 
         Rejected as truncated where the packets end clearly before the duration in the header.
         """
-        ends: dict[int, Fraction] = {}
+        self.read_until = until
+        ends: dict[int, int] = {}  # Of every stream, in its own unit: fractions for each packet would take longer.
         kept_bytes, num_packets, complete, damage = 0, 0, True, ""
         packets = self.container.demux()
         while True:
@@ -123,8 +147,7 @@ class Source:
                 if track is not None:
                     raise Rejected("decode_error", "a packet has no time")
                 continue
-            base = packet.time_base
-            ends[packet.stream_index] = max(ends.get(packet.stream_index, entry.end * base), entry.end * base)
+            ends[packet.stream_index] = max(ends.get(packet.stream_index, entry.end), entry.end)
             if track is None:
                 continue
             kept_bytes += packet.size
@@ -136,19 +159,29 @@ class Source:
                 break
         self.is_kept = kept_bytes <= KEPT_BYTES
         self._finish_tracks()
-        self._check_end(max(ends.values()), complete, damage)
+        bases = {stream.index: stream.time_base for stream in self.container.streams}
+        self._check_end(max(end * bases[index] for index, end in ends.items()), complete, damage)
 
     def _track_of(self, index: int) -> Track | None:
         return self.video if index == self.video.index else self.audio if index == self.audio.index else None
 
-    def _reached(self, ends: dict[int, Fraction], until: Fraction) -> bool:
-        first = next((entry for entry in self.video.entries if entry.shown), None)
-        if first is None or not self.audio.entries:
+    def _reached(self, ends: dict[int, int], until: Fraction) -> bool:
+        tracks = ([self.video] if self.has_video else []) + ([self.audio] if self.has_audio else [])
+        first = next((entry for entry in tracks[0].entries if entry.shown), None)
+        if first is None or not all(track.entries for track in tracks):
             return False
-        limit = first.pts * self.video.time_base + until
-        return ends[self.video.index] > limit and ends[self.audio.index] > limit
+        limit = first.pts * tracks[0].time_base + until
+        return all(ends[track.index] * track.time_base > limit for track in tracks)
 
     def _finish_tracks(self) -> None:
+        if self.has_video:
+            self._finish_video()
+        if self.has_audio and not any(entry.shown for entry in self.audio.entries):
+            if not (self.has_video and self.settings.may_lack("audio")):
+                raise Rejected("too_short", "the audio stream holds no sound")
+            self.has_audio, self.audio = False, _track(None)
+
+    def _finish_video(self) -> None:
         """Hide what cannot be decoded: frames before the first key frame, and those that lean on such frames."""
         entries = self.video.entries
         first = next((place for place, entry in enumerate(entries) if entry.key), None)
@@ -162,8 +195,6 @@ class Source:
             entry.shown = entry.shown and entry.pts > entries[0].pts
         if not any(entry.shown for entry in entries):
             raise Rejected("decode_error", "no frame is shown")
-        if not any(entry.shown for entry in self.audio.entries):
-            raise Rejected("too_short", "the audio stream holds no sound")
         usual = self._usual_step(sorted(entry.pts for entry in entries if entry.shown))
         for entry in entries:
             if entry.end <= entry.pts:
@@ -240,7 +271,17 @@ def _preferred(stream: Any) -> tuple[bool, bool]:
     return bool(stream.disposition & Disposition.default), not stream.disposition & _LESSER
 
 
+def _named(streams: list[Any], wanted: int | None) -> list[Any]:
+    if wanted is None or not streams:
+        return streams
+    if wanted >= len(streams):
+        raise Rejected("no_such_stream", f"{len(streams)} streams of this kind, number {wanted} was asked for")
+    return [streams[wanted]]
+
+
 def _track(stream: Any) -> Track:
+    if stream is None:
+        return Track(-1, "", Fraction(1))
     return Track(stream.index, stream.codec_context.codec.canonical_name, stream.time_base)
 
 

@@ -12,6 +12,7 @@ import av
 from kdctool.media import limits
 from kdctool.media.clip import extract, is_disk_fault
 from kdctool.media.messages import Begin, Broken, End, Made, Ready, Task
+from kdctool.media.opener import Opener
 from kdctool.media.quarantine import Rejected
 from kdctool.media.rows import failed
 from kdctool.media.settings import Settings, Tools
@@ -28,11 +29,12 @@ def main(handle: int, parent: int) -> None:
         out, settings, tools = pipe.recv()
         limits.fence(tools.memory_bytes, LARGEST_FILE)
         pipe.send(Ready())
-        while True:
-            _work(pipe, pipe.recv(), out, settings, tools)
+        with Opener(settings) as opener:
+            while True:
+                _work(pipe, pipe.recv(), out, settings, tools, opener)
 
 
-def _work(pipe: Connection, task: Task, out: Path, settings: Settings, tools: Tools) -> None:
+def _work(pipe: Connection, task: Task, out: Path, settings: Settings, tools: Tools, opener: Opener) -> None:
     item = task.item
     start_ms = item.start_ms
 
@@ -42,7 +44,7 @@ def _work(pipe: Connection, task: Task, out: Path, settings: Settings, tools: To
         pipe.send(Begin(start))
 
     try:
-        for row in extract(item, out, settings, tools, task.done, task.with_ffmpeg, begin):
+        for row in extract(item, out, settings, tools, task.done, task.with_ffmpeg, begin, opener):
             pipe.send(Made(row))
     except (EOFError, BrokenPipeError):
         raise

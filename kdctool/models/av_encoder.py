@@ -31,15 +31,15 @@ class Encoded(NamedTuple):
 class AVEncoder(nn.Module):
     """Two towers and a joint encoder that runs on both modalities together and on each alone.
 
-    `released_joint_order` repeats a slip of the released pre-training code: with more than one joint block, the
+    `model.released_joint_order` repeats a slip of the released pre-training code: with more than one joint block, the
     passes of one modality feed every block the tower's output, so only the last block counts. Retrieval and
     finetuning chain the blocks there too. No difference with one joint block.
     """
 
-    def __init__(self, options: Model, *, released_joint_order: bool = False) -> None:
+    def __init__(self, options: Model) -> None:
         super().__init__()
         self.options = options
-        self.released_joint_order = released_joint_order
+        self.released_joint_order = options.released_joint_order
         width, heads, ratio = options.width, options.heads, options.mlp_ratio
         self.patch_embed_a = PatchEmbed(1, width, options.audio_patch)
         self.patch_embed_v = PatchEmbed(3, width, options.video_patch)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdctool.batch import Batch
 from kdctool.recipe import Recipe
@@ -30,6 +30,8 @@ class Loss:
     """Weight of each term in `terms`."""
     meters: dict[str, Tensor] = field(default_factory=dict)
     """Detached scalars that are worth logging and are not minimised."""
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
+    """Detached pooled latents (J, B, D) of this micro batch by name; `kdctool.objectives.collapse` measures them."""
 
 
 class Objective(Protocol):
@@ -37,7 +39,8 @@ class Objective(Protocol):
 
     encoder: Any
     weights: dict[str, float]
-    """Weight of every term that is computed; a term of weight 0 is absent."""
+    """Weight of every term that is computed; a term of weight 0 is absent. Read anew in every pass: measuring one
+    term's gradient sets the others to 0 for a moment."""
 
     def __call__(
         self, batch: Batch, rng: torch.Generator, global_batch: int, feature_grads: dict[str, Tensor] | None = None
@@ -45,10 +48,11 @@ class Objective(Protocol):
         """Loss of this micro batch; everything random comes from `rng`, drawn for `global_batch` clips.
 
         Terms of single clips are means over the micro batch. Without `feature_grads` the coupled terms are added,
-        computed over all ranks' features. With them (one entry per entry of `features`, equal shapes; {} where
-        nothing couples), `total` gets sum(<features, feature_grads>) instead and `terms` lacks the coupled ones:
-        the caller knows them. The gradients are used as they come, so a caller that divides `total` by its
-        number of micro batches multiplies them by it.
+        computed over all ranks' features. With them, `total` gets `inner_products` instead and `terms` lacks the
+        coupled ones: the caller knows them. There is one entry per entry of `features` that has a gradient (equal
+        shapes), and one per parameter that `coupled` reads, by its name; {} where nothing couples. The gradients
+        are used as they come, so a caller that divides `total` by its number of micro batches multiplies those of
+        features by it. Those of parameters are whole, and each micro batch then adds its part of them.
         """
         ...
 
@@ -63,6 +67,15 @@ class Objective(Protocol):
     def after_step(self, step: int) -> None:
         """Called after every optimiser step (a teacher moves here)."""
         ...
+
+
+def inner_products(module: nn.Module, features: dict[str, Tensor], feature_grads: dict[str, Tensor]) -> Tensor:
+    """sum(<x, gradient>) over features and parameters of `module`: its gradient is that of the coupled terms."""
+    parts = [
+        ((features[name] if name in features else module.get_parameter(name)) * grad).sum()
+        for name, grad in feature_grads.items()
+    ]
+    return torch.stack(parts).sum() if parts else torch.zeros(())
 
 
 def build(recipe: Recipe, encoder: Any) -> Any:

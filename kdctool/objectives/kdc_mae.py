@@ -5,101 +5,152 @@ corners. It is one code path: a term whose weight is 0 is not computed, and what
 run nor trained.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from kdctool.batch import Batch
 from kdctool.dist import gather
 from kdctool.errors import UsageFault
-from kdctool.masking import Views, build
-from kdctool.masking.views import draw
+from kdctool.masking import LearnedMasking, Views, build
+from kdctool.masking.views import draw, share_of_removed
 from kdctool.models.av_encoder import AVEncoder, Encoded
-from kdctool.objectives import Loss, objectives
-from kdctool.objectives.contrastive import accuracy, info_nce, similarity
-from kdctool.objectives.reconstruction import Decoder, audio_patches, masked_mse, normalise_patches, patchify
-from kdctool.objectives.self_distillation import between_views
+from kdctool.objectives import Loss, inner_products, objectives
+from kdctool.objectives.contrastive import ContrastiveTerm
+from kdctool.objectives.light_decoder import LightDecoder
+from kdctool.objectives.reconstruction import Decoder, audio_patches, normalise_patches, patchify
+from kdctool.objectives.scoring import asked, score
+from kdctool.objectives.self_distillation import SelfDistillationTerm
+from kdctool.objectives.teacher import Teacher
 from kdctool.recipe import Recipe
+from kdctool.recipe.objective import contradictions
 from kdctool.recipe.presets import PRESETS
 
-FEATURES = {"contrastive": ("audio", "video"), "self_distillation": ("joint",)}
-"""Which pooled latents a term compares."""
+MODALITIES = ("audio", "video")
+Part = ContrastiveTerm | SelfDistillationTerm
+"""A function of pooled latents (J, any number of clips, D): `needs` names them, `couples` says if clips meet."""
 
 
 class KdcMae(nn.Module):
-    """All views of all clips in one pass; losses summed over views, means over clips, in float32.
+    """All views of all clips in one pass; losses summed over views, means over clips, in float32."""
 
-    `legacy_view2_order` decodes every view with the first view's restore order, as the KDC-MAE release does:
-    tokens of later views then land at foreign places. For replication only.
-    """
-
-    def __init__(self, recipe: Recipe, encoder: AVEncoder, *, legacy_view2_order: bool = False) -> None:
+    def __init__(self, recipe: Recipe, encoder: AVEncoder) -> None:
         super().__init__()
+        for cause, fix in contradictions(recipe.masking, recipe.objective):
+            raise UsageFault(cause, fix)
         self.encoder = encoder
-        self.model, self.masking, self.options = recipe.model, recipe.masking, recipe.objective
-        self.legacy_view2_order = legacy_view2_order
-        self.weights = _weights(recipe)
-        self.audio_masking = build(recipe.masking.audio, recipe.masking.audio_options)
-        self.video_masking = build(recipe.masking.video, recipe.masking.video_options)
-        self.decoder = Decoder(recipe.model, self.options.decoder) if self.options.reconstruction.weight else None
-        self.coupled_terms = tuple(name for name in FEATURES if name in self.weights and self._is_coupled(name))
-        self.local_terms = tuple(name for name in FEATURES if name in self.weights and name not in self.coupled_terms)
-        self.runs_joint = self.decoder is not None or "self_distillation" in self.weights
-        self.runs_single = "contrastive" in self.weights
-        passes = ({"joint"} if self.runs_joint else set()) | ({"audio", "video"} if self.runs_single else set())
-        encoder.train_passes(frozenset(passes))
+        self.model, self.masking, options = recipe.model, recipe.masking, recipe.objective
+        self.options = options
+        self.audio_masking = build(recipe.masking.audio, recipe.masking.audio_options, recipe.model.width)
+        self.video_masking = build(recipe.masking.video, recipe.masking.video_options, recipe.model.width)
+        kinds = {"joint": Decoder, "light": LightDecoder}
+        decodes = options.reconstruction.weight > 0
+        self.decoder = kinds[options.decoder.kind](recipe.model, options.decoder) if decodes else None
+        self.contrastive = ContrastiveTerm(options.contrastive) if options.contrastive.weight else None
+        self.distillation = (
+            SelfDistillationTerm(options.self_distillation) if options.self_distillation.weight else None
+        )
+        self.weights = self._weigh()
+        parts: list[Part] = [part for part in (self.contrastive, self.distillation) if part is not None]
+        self.coupled_parts = tuple(part for part in parts if part.couples)
+        self.local_parts = tuple(part for part in parts if not part.couples)
+        used = {name.removeprefix("own_") for name in _needs(parts)} | ({"joint"} if decodes else set())
+        encoder.train_passes(frozenset(used & {"joint", "audio", "video"}))
+        has_teacher = self.distillation is not None and self.distillation.has_teacher
+        self.teacher = Teacher(encoder, options.self_distillation.momentum) if has_teacher else None
 
     def forward(
         self, batch: Batch, rng: torch.Generator, global_batch: int, feature_grads: dict[str, Tensor] | None = None
     ) -> Loss:
         """batch: fbank (B, T, F), frame (B, C, H, W), row (B,). See `Objective`."""
         audio, video = self.draw(batch, rng, global_batch)
-        return self.loss(batch, audio, video, feature_grads)
+        return self.loss(batch, audio, video, feature_grads, self.draw_own(batch, rng, global_batch))
 
     def draw(self, batch: Batch, rng: torch.Generator, global_batch: int) -> tuple[Views, Views]:
         """The views of this micro batch, audio drawn first; a clip's follow from its place in the global batch."""
         masking, rows, device = self.masking, batch["row"], batch["fbank"].device
+        odds_a, odds_v = self._log_probs(batch)
         how = (masking.views, masking.complementary, rng, rows)
-        audio = draw(self.audio_masking, global_batch, self.model.audio_grid, masking.audio_ratio, *how)
-        video = draw(self.video_masking, global_batch, self.model.video_grid, masking.video_ratio, *how)
-        return audio.to(device), video.to(device)
+        grid_a, grid_v = self.model.audio_grid, self.model.video_grid
+        audio = draw(self.audio_masking, global_batch, grid_a, masking.audio_ratio, *how, log_prob=odds_a)
+        video = draw(self.video_masking, global_batch, grid_v, masking.video_ratio, *how, log_prob=odds_v)
+        if self.decoder is not None and self.options.decoder.kind == "light":
+            share = self.options.decoder.share
+            audio = replace(audio, ids_predict=share_of_removed(audio, share, global_batch, rng, rows))
+            video = replace(video, ids_predict=share_of_removed(video, share, global_batch, rng, rows))
+        return replace(audio.to(device), log_prob=odds_a), replace(video.to(device), log_prob=odds_v)
 
-    def loss(self, batch: Batch, audio: Views, video: Views, feature_grads: dict[str, Tensor] | None = None) -> Loss:
+    def draw_own(self, batch: Batch, rng: torch.Generator, global_batch: int) -> tuple[Views, Views] | None:
+        """The one view that only contrast sees, drawn after those of `draw`; None where contrast has no own pass."""
+        ratio = self.options.contrastive.own_ratio
+        if self.contrastive is None or not ratio:
+            return None
+        maskings = ((self.audio_masking, self.model.audio_grid), (self.video_masking, self.model.video_grid))
+        views = [draw(masking, global_batch, grid, ratio, 1, True, rng, batch["row"]) for masking, grid in maskings]
+        audio, video = (view.to(batch["fbank"].device) for view in views)
+        return audio, video
+
+    def loss(
+        self,
+        batch: Batch,
+        audio: Views,
+        video: Views,
+        feature_grads: dict[str, Tensor] | None = None,
+        own: tuple[Views, Views] | None = None,
+    ) -> Loss:
         """The loss for given views; `forward` draws them."""
-        encoded = self.encode(batch, audio, video, joint=self.runs_joint, single=self.runs_single)
-        predicted = self.decode(encoded, audio, video) if self.decoder is not None else None
+        coupled = _needs(self.coupled_parts)
+        if feature_grads is not None:
+            coupled = {name for name in coupled if not name.startswith("teacher_")}
+        wanted = _needs(self.local_parts) | coupled
+        encoded, pooled = self._pooled(batch, audio, video, own, wanted, decodes=self.decoder is not None)
+        predicted = self.decode(encoded, audio, video) if self.decoder is not None and encoded is not None else None
         with torch.autocast(batch["fbank"].device.type, enabled=False):
-            pooled = _pool(encoded, views=len(audio.ids_keep))
-            terms, meters = self._terms(self.local_terms, pooled)
+            terms, meters = _evaluate(self.local_parts, pooled)
+            meters.update(self.contrastive.state() if self.contrastive is not None else {})
             if predicted is not None:
                 terms.update(self._reconstruction(batch, predicted, audio, video))
             if feature_grads is None:
-                everyone = {name: gather(pooled[name], dim=1) for name in _needed(self.coupled_terms)}
-                coupled, seen = self._terms(self.coupled_terms, everyone)
-                terms.update(coupled)
+                everyone = {name: gather(pooled[name], dim=1) for name in sorted(coupled)}
+                more, seen = _evaluate(self.coupled_parts, everyone)
+                terms.update(more)
                 meters.update(seen)
-            parts = [self.weights[name] * value for name, value in terms.items()]
-            parts += [(pooled[name] * grad).sum() for name, grad in (feature_grads or {}).items()]
-            total = torch.stack(parts).sum()
+            total = torch.stack([self.weights[name] * value for name, value in terms.items()] or [torch.zeros(())])
+            total = total.sum().to(batch["fbank"].device)
+            if feature_grads:
+                total = total + inner_products(self, pooled, feature_grads)
         raw = {name: value.detach() for name, value in terms.items()}
-        return Loss(total, raw, {name: self.weights[name] for name in raw}, meters)
+        seen_by = {name.removeprefix("own_"): x.detach() for name, x in pooled.items() if "teacher_" not in name}
+        return Loss(total, raw, {name: self.weights[name] for name in raw}, meters, seen_by)
 
     def features(self, batch: Batch, rng: torch.Generator, global_batch: int) -> dict[str, Tensor]:
         """Pooled latents (J, B, D) of the coupled terms; {} when no term couples clips."""
-        names = _needed(self.coupled_terms)
+        names = _needs(self.coupled_parts)
         if not names:
             return {}
         audio, video = self.draw(batch, rng, global_batch)
-        encoded = self.encode(batch, audio, video, joint="joint" in names, single="audio" in names)
-        pooled = _pool(encoded, views=len(audio.ids_keep))
-        return {name: pooled[name] for name in names}
+        own = self.draw_own(batch, rng, global_batch)
+        pooled = self._pooled(batch, audio, video, own, names, decodes=False)[1]
+        return {name: pooled[name] for name in sorted(names)}
 
     def coupled(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Coupled terms of the whole global batch's features (J, G, D)."""
         with torch.autocast(next(iter(features.values())).device.type, enabled=False):
-            return self._terms(self.coupled_terms, features)[0]
+            return _evaluate(self.coupled_parts, features)[0]
 
     def after_step(self, step: int) -> None:
-        """Nothing moves between steps: no teacher, no schedule."""
+        """Hold a learned temperature in its range and move the teacher."""
+        if self.contrastive is not None:
+            self.contrastive.hold()
+        if self.teacher is not None:
+            self.teacher.update(self.encoder)
+
+    @property
+    def coupled_terms(self) -> set[str]:
+        """Names of the terms that compare clips of the whole global batch."""
+        return {name for part in self.coupled_parts for name in _names(part)}
 
     def encode(self, batch: Batch, audio: Views, video: Views, *, joint: bool = True, single: bool = True) -> Encoded:
         """All views of the batch through the encoder, view-major."""
@@ -107,14 +158,18 @@ class KdcMae(nn.Module):
         return self.encoder(batch["fbank"], batch["frame"], *keep, joint=joint, single=single)
 
     def decode(self, encoded: Encoded, audio: Views, video: Views) -> tuple[Tensor, Tensor]:
-        """Predictions of every patch in natural order, (J, B, L, E) for audio and for video."""
+        """Predictions (J, B, L, E) for audio and for video: all patches in natural order, or those at `ids_predict`."""
         assert self.decoder is not None
         assert encoded.joint is not None
         views, clips, num_audio = audio.ids_keep.shape
-        restore_a, restore_v = audio.ids_restore, video.ids_restore
-        if self.legacy_view2_order:
-            restore_a, restore_v = restore_a[:1].expand_as(restore_a), restore_v[:1].expand_as(restore_v)
-        a, v = self.decoder(encoded.joint, num_audio, restore_a.flatten(0, 1), restore_v.flatten(0, 1))
+        if isinstance(self.decoder, LightDecoder):
+            ids_a, ids_v = (asked(part).flatten(0, 1) for part in (audio, video))
+            a, v = self.decoder(encoded.joint, ids_a, ids_v)
+        else:
+            restore_a, restore_v = audio.ids_restore, video.ids_restore
+            if self.options.legacy_view2_order:
+                restore_a, restore_v = restore_a[:1].expand_as(restore_a), restore_v[:1].expand_as(restore_v)
+            a, v = self.decoder(encoded.joint, num_audio, restore_a.flatten(0, 1), restore_v.flatten(0, 1))
         return a.unflatten(0, (views, clips)), v.unflatten(0, (views, clips))
 
     def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -123,71 +178,96 @@ class KdcMae(nn.Module):
         v = patchify(batch["frame"].float(), self.model.video_patch)
         return (normalise_patches(a), normalise_patches(v)) if self.options.reconstruction.norm_pix else (a, v)
 
+    def _pooled(
+        self,
+        batch: Batch,
+        audio: Views,
+        video: Views,
+        own: tuple[Views, Views] | None,
+        wanted: set[str],
+        *,
+        decodes: bool,
+    ) -> tuple[Encoded | None, dict[str, Tensor]]:
+        """What the passes over the views make of the batch, and the pooled latents that are `wanted`."""
+        views, pooled, encoded = len(audio.ids_keep), dict[str, Tensor](), None
+        joint, single = decodes or "joint" in wanted, bool(wanted & {"audio", "video"})
+        if joint or single:
+            encoded = self.encode(batch, audio, video, joint=joint, single=single)
+            pooled.update(_pool(encoded, views))
+        if own is not None and "own_audio" in wanted:
+            pooled.update(_pool(self.encode(batch, *own, joint=False), 1, "own_"))
+        if self.teacher is not None and (taught := {name for name in wanted if name.startswith("teacher_")}):
+            keep = (audio.ids_keep, video.ids_keep)
+            seen = self.teacher(batch["fbank"], batch["frame"], *keep, single="teacher_audio" in taught)
+            pooled.update(_pool(seen, views, "teacher_"))
+        return encoded, pooled
+
     def _reconstruction(
         self, batch: Batch, predicted: tuple[Tensor, Tensor], audio: Views, video: Views
     ) -> dict[str, Tensor]:
-        target_a, target_v = self.targets(batch)
-        return {
-            "reconstruction_audio": masked_mse(predicted[0].float(), target_a, audio.mask).sum(),
-            "reconstruction_video": masked_mse(predicted[1].float(), target_v, video.mask).sum(),
-        }
+        terms = {}
+        targets, which = self.targets(batch), self.options.reconstruction.patches
+        for name, views, prediction, target in zip(MODALITIES, (audio, video), predicted, targets, strict=True):
+            terms[f"reconstruction_{name}"], sampling = score(prediction.float(), target, views, which)
+            if sampling is not None:
+                terms[f"masking_{name}"] = sampling
+        return terms
 
-    def _terms(self, names: tuple[str, ...], pooled: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Raw terms and meters of pooled latents (J, any number of clips, D)."""
-        terms: dict[str, Tensor] = {}
-        meters: dict[str, Tensor] = {}
-        if "contrastive" in names:
-            options = self.options.contrastive
-            sim = similarity(pooled["audio"], pooled["video"], options.temperature)  # (J, G, G)
-            terms["contrastive"] = info_nce(sim, options.direction).sum()
-            meters["contrastive_accuracy"] = accuracy(sim, options.direction).mean()
-        if "self_distillation" in names:
-            terms["self_distillation"] = between_views(pooled["joint"], self.options.self_distillation.shift).mean()
-        return terms, meters
-
-    def _is_coupled(self, name: str) -> bool:
-        if name == "contrastive":
-            return self.options.contrastive.negatives == "global"
-        return self.options.self_distillation.shift == "global"
-
-
-def _weights(recipe: Recipe) -> dict[str, float]:
-    """Weight of every term that is computed; UsageFault where the knobs contradict each other."""
-    objective = recipe.objective
-    if objective.options:
-        raise UsageFault(
-            f"objective.options = {objective.options} means nothing to objective.name = '{objective.name}'",
-            "remove it; the knobs are in objective.reconstruction, .contrastive and .self_distillation",
+    def _log_probs(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """How likely the learned maskings, where there are any, show each token: (B, L) for audio and for video."""
+        audio, video = self.audio_masking, self.video_masking
+        with torch.no_grad():
+            a = self.encoder.audio_tokens(batch["fbank"]) if isinstance(audio, LearnedMasking) else None
+            v = self.encoder.video_tokens(batch["frame"]) if isinstance(video, LearnedMasking) else None
+        return (
+            audio(a) if isinstance(audio, LearnedMasking) else None,
+            video(v) if isinstance(video, LearnedMasking) else None,
         )
-    if objective.self_distillation.weight > 0 and recipe.masking.views < 2:
-        raise UsageFault(
-            f"objective.self_distillation.weight = {objective.self_distillation.weight:g} compares views, "
-            f"but masking.views = {recipe.masking.views}",
-            "set masking.views = 2, or objective.self_distillation.weight = 0",
-        )
-    weights = {
-        "reconstruction_audio": objective.reconstruction.weight,
-        "reconstruction_video": objective.reconstruction.weight,
-        "contrastive": objective.contrastive.weight,
-        "self_distillation": objective.self_distillation.weight,
-    }
-    weights = {name: weight for name, weight in weights.items() if weight > 0}
-    if not weights:
-        raise UsageFault(
-            "objective.reconstruction.weight, .contrastive.weight and .self_distillation.weight are all 0",
-            "nothing is left to minimise: raise one of them",
-        )
-    return weights
+
+    def _weigh(self) -> dict[str, float]:
+        """Weight of every term that is computed."""
+        options, weights = self.options, dict[str, float]()
+        if self.decoder is not None:
+            weights |= dict.fromkeys(("reconstruction_audio", "reconstruction_video"), options.reconstruction.weight)
+        if self.contrastive is not None:
+            weights["contrastive"] = options.contrastive.weight
+        if self.distillation is not None:
+            weights |= dict.fromkeys(self.distillation.names, options.self_distillation.weight)
+        for name, masking in zip(MODALITIES, (self.audio_masking, self.video_masking), strict=True):
+            if isinstance(masking, LearnedMasking):
+                if self.decoder is None:
+                    raise UsageFault(
+                        f"masking.{name} = '{getattr(self.masking, name)}' learns from what was badly predicted, "
+                        f"but objective.reconstruction.weight = {options.reconstruction.weight:g}",
+                        f"set masking.{name} = 'random', or raise objective.reconstruction.weight",
+                    )
+                weights[f"masking_{name}"] = masking.weight
+        return weights
 
 
-def _needed(terms: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(feature for term in terms for feature in FEATURES[term])
+def _names(part: Part) -> tuple[str, ...]:
+    return part.names if isinstance(part, SelfDistillationTerm) else ("contrastive",)
 
 
-def _pool(encoded: Encoded, views: int) -> dict[str, Tensor]:
+def _needs(parts: Iterable[Part]) -> set[str]:
+    return {name for part in parts for name in part.needs}
+
+
+def _evaluate(parts: Iterable[Part], pooled: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Raw terms and meters of all parts."""
+    terms: dict[str, Tensor] = {}
+    meters: dict[str, Tensor] = {}
+    for part in parts:
+        more, seen = part(pooled)
+        terms.update(more)
+        meters.update(seen)
+    return terms, meters
+
+
+def _pool(encoded: Encoded, views: int, prefix: str = "") -> dict[str, Tensor]:
     """Mean over tokens of every pass that ran: (J * B, K, D) -> (J, B, D), float32."""
     found = encoded._asdict().items()
-    return {name: x.float().mean(dim=1).unflatten(0, (views, -1)) for name, x in found if x is not None}
+    return {prefix + name: x.float().mean(dim=1).unflatten(0, (views, -1)) for name, x in found if x is not None}
 
 
 for _name in PRESETS:

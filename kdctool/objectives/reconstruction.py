@@ -10,8 +10,8 @@ from kdctool.recipe import Model
 _VARIANCE_FLOOR = 1e-6
 
 
-class Decoder(nn.Module):
-    """Fills the removed places of both modalities with one mask token and predicts the pixels of every patch."""
+class PatchDecoder(nn.Module):
+    """What every decoder has, with released names: input projection, tokens, position tables, blocks and heads."""
 
     def __init__(self, model: Model, options: DecoderOptions) -> None:
         super().__init__()
@@ -22,16 +22,27 @@ class Decoder(nn.Module):
         self.decoder_modality_v = nn.Parameter(torch.empty(1, 1, width))
         self.decoder_pos_embed_a = nn.Parameter(sincos_2d(width, model.audio_grid), requires_grad=False)
         self.decoder_pos_embed_v = nn.Parameter(sincos_2d(width, model.video_grid), requires_grad=False)
-        blocks = [Block(width, options.heads, model.mlp_ratio) for _ in range(options.depth)]
-        self.decoder_blocks = nn.ModuleList(blocks)
+        self.decoder_blocks = nn.ModuleList(self.block(options, model.mlp_ratio) for _ in range(options.depth))
         self.decoder_norm = layer_norm(width)
         self.decoder_pred_a = nn.Linear(width, model.audio_patch**2)
         self.decoder_pred_v = nn.Linear(width, model.video_patch**2 * 3)
         init_weights(self)
         for token in (self.mask_token, self.decoder_modality_a, self.decoder_modality_v):
             nn.init.normal_(token, std=0.02)
-        for block in blocks:
-            block.freeze_modality_norms()
+
+    def block(self, options: DecoderOptions, mlp_ratio: float) -> nn.Module:
+        """One of the `options.depth` blocks."""
+        raise NotImplementedError
+
+
+class Decoder(PatchDecoder):
+    """Fills the removed places of both modalities with one mask token and predicts the pixels of every patch."""
+
+    def block(self, options: DecoderOptions, mlp_ratio: float) -> nn.Module:
+        """Self-attention over all places of both modalities."""
+        block = Block(options.width, options.heads, mlp_ratio)
+        block.freeze_modality_norms()
+        return block
 
     def forward(
         self, joint: Tensor, num_audio: int, ids_restore_a: Tensor, ids_restore_v: Tensor
@@ -78,10 +89,19 @@ def normalise_patches(target: Tensor) -> Tensor:
     return (target - mean) / (variance + _VARIANCE_FLOOR).sqrt()
 
 
+def patch_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared error, mean over the elements of a patch: (J, B, L, E) and (B, L, E) or (J, B, L, E) -> (J, B, L)."""
+    return (prediction - target).square().mean(dim=-1)
+
+
+def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean of (J, B, L) over the patches where `mask` is 1, of all clips: (J,)."""
+    return (error * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2))
+
+
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Squared error, mean over the elements of a patch and over the removed patches of all clips: (J,).
 
     prediction: (J, B, L, E), target: (B, L, E), mask: (J, B, L), 1 = removed.
     """
-    error = (prediction - target).square().mean(dim=-1)  # (J, B, L)
-    return (error * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2))
+    return masked_mean(patch_error(prediction, target), mask)

@@ -4,6 +4,7 @@ from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
     "kdc_mae": {},
+    "kdc_mae_3": {"masking": {"views": 3}},
     "cav_mae": {"masking": {"views": 1}, "objective": {"self_distillation": {"weight": 0.0}}},
     "mae": {
         "masking": {"views": 1},
@@ -14,8 +15,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "objective": {"self_distillation": {"weight": 0.0}, "reconstruction": {"weight": 0.0}},
     },
 }
-"""kdc_mae: two complementary views and all three terms (Bora et al., WACV 2025). cav_mae: one view, no
-self-distillation (Gong et al., ICLR 2023). mae: its reconstruction alone. cav: its contrastive loss alone."""
+"""kdc_mae: two complementary views and all three terms (Bora et al., WACV 2025); kdc_mae_3: with
+three views. cav_mae: one view, no self-distillation (Gong et al., ICLR 2023). mae: its reconstruction alone. cav: its
+contrastive loss alone."""
 
 
 def beneath(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -4,27 +4,52 @@ A key marked `NOT_A_RESULT` may change between two starts of one run: it moves n
 guards a resume does not contain it.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from kdctool.registry import Section
+from kdctool.recipe.kinds import (
+    Betas,
+    Names,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Triple,
+    as_tuple,
+)
+from kdctool.recipe.machine import Guard, Parallel
+from kdctool.recipe.model import Model
+from kdctool.recipe.objective import (
+    Contrastive,
+    Decoder,
+    Masking,
+    Objective,
+    Reconstruction,
+    SelfDistillation,
+    contradictions,
+)
+from kdctool.recipe.presets import PRESETS
+from kdctool.registry import NOT_A_RESULT, Section
 
-NOT_A_RESULT: dict[str, JsonValue] = {"result": False}
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Ratio = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-Betas = Annotated[tuple[Ratio, Ratio], BeforeValidator(_as_tuple)]
-Triple = Annotated[tuple[float, float, float], BeforeValidator(_as_tuple)]
+__all__ = [
+    "Contrastive",
+    "Data",
+    "Decoder",
+    "Expected",
+    "Finetune",
+    "Guard",
+    "Log",
+    "Masking",
+    "Model",
+    "Objective",
+    "Optim",
+    "Parallel",
+    "Recipe",
+    "Reconstruction",
+    "SelfDistillation",
+    "Training",
+]
 
 
 class Data(Section):
@@ -40,6 +65,8 @@ class Data(Section):
     """Split that eval reads."""
     frame: Literal["random", "cycle"] = "random"
     """Which stored frame a training step sees: drawn per clip and epoch (CAV-MAE), or epoch modulo N (KDC-MAE)."""
+    tiling: bool = False
+    """Show four frames of the clip as a 2 x 2 collage instead of one (KDC-MAE's `four_tiling`)."""
     noise: bool = True
     """CAV-MAE's training augmentation: uniform noise on the filter bank and a circular roll along time."""
     fbank_mean: float = -5.081
@@ -50,155 +77,6 @@ class Data(Section):
     """Per channel, of frames in 0-1."""
     image_std: Triple = (0.229, 0.224, 0.225)
     """Per channel, of frames in 0-1."""
-
-
-class Model(Section):
-    """The audio-visual encoder: two towers and a joint block. Defaults are CAV-MAE base."""
-
-    audio_frames: Positive = 1024
-    """Filter-bank frames (10 ms each) that the model sees; shorter clips are padded, longer ones cut."""
-    mel_bins: Positive = 128
-    """Mel bins of the filter bank."""
-    image_size: Positive = 224
-    """Side of the square frame in pixels."""
-    audio_patch: Positive = 16
-    """Side of a patch of the filter bank."""
-    video_patch: Positive = 16
-    """Side of a patch of the frame."""
-    width: Positive = 768
-    """Width of the towers and the joint block."""
-    heads: Positive = 12
-    """Attention heads; divides width."""
-    depth: Positive = 11
-    """Blocks of each tower."""
-    joint_depth: Positive = 1
-    """Blocks of the joint encoder, shared by the joint, the audio and the video pass."""
-    mlp_ratio: PositiveFloat = 4.0
-    """Hidden width of the MLP over `width`."""
-    init: str = Field("", json_schema_extra=NOT_A_RESULT)
-    """Weights to start from: a run, an export, a .safetensors or a published CAV-MAE checkpoint; empty = random."""
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> "Model":
-        if self.width % self.heads:
-            raise ValueError(f"width = {self.width} is not a multiple of heads = {self.heads}")
-        if self.width % 4:
-            raise ValueError(f"width = {self.width} is not a multiple of 4, which the sine-cosine positions need")
-        for name, size, patch in (
-            ("audio_frames", self.audio_frames, self.audio_patch),
-            ("mel_bins", self.mel_bins, self.audio_patch),
-            ("image_size", self.image_size, self.video_patch),
-        ):
-            if size % patch:
-                raise ValueError(
-                    f"{name} = {size} is not a multiple of its patch size {patch}; "
-                    f"try {name} = {max(1, round(size / patch)) * patch}"
-                )
-        return self
-
-    @property
-    def audio_grid(self) -> tuple[int, int]:
-        """(frequency, time) tokens of the filter bank; tokens are frequency-major."""
-        return self.mel_bins // self.audio_patch, self.audio_frames // self.audio_patch
-
-    @property
-    def video_grid(self) -> tuple[int, int]:
-        """(rows, columns) tokens of a frame."""
-        return self.image_size // self.video_patch, self.image_size // self.video_patch
-
-    @property
-    def audio_tokens(self) -> int:
-        return self.audio_grid[0] * self.audio_grid[1]
-
-    @property
-    def video_tokens(self) -> int:
-        return self.video_grid[0] * self.video_grid[1]
-
-
-class Masking(Section):
-    """Which tokens each view sees."""
-
-    audio: str = "random"
-    """Masking of the audio tokens: random, time, freq, tf, or a plugin's."""
-    video: str = "random"
-    """Masking of the video tokens; the papers always use random."""
-    audio_ratio: Ratio = 0.75
-    """Share of audio tokens that are removed from a view; int(L * (1 - ratio)) are kept."""
-    video_ratio: Ratio = 0.75
-    """Share of video tokens that are removed from a view."""
-    views: Annotated[int, Field(ge=1, le=3)] = 2
-    """Masked views of each clip: 1 is CAV-MAE, 2 is KDC-MAE."""
-    complementary: bool = True
-    """Views see disjoint tokens (KDC-MAE); false draws every view on its own."""
-    audio_options: dict[str, Any] = {}
-    """Options of the audio masking, where it has any."""
-    video_options: dict[str, Any] = {}
-    """Options of the video masking, where it has any."""
-
-
-class Decoder(Section):
-    """The joint decoder, thrown away after pre-training."""
-
-    width: Positive = 512
-    """Width of the decoder."""
-    heads: Positive = 16
-    """Attention heads; divides width."""
-    depth: Positive = 8
-    """Blocks."""
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> "Decoder":
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width = {self.width} must be a multiple of heads = {self.heads} and of 4")
-        return self
-
-
-class Reconstruction(Section):
-    """Masked-patch regression of both modalities."""
-
-    weight: NonNegativeFloat = 1.0
-    """Weight of the sum of the audio and the video loss of each view; 0 leaves the decoder out."""
-    norm_pix: bool = True
-    """Normalise each target patch by its own mean and variance; false for a model that shall inpaint."""
-
-
-class Contrastive(Section):
-    """InfoNCE between pooled audio and video latents."""
-
-    weight: NonNegativeFloat = 0.01
-    """Weight of each view's loss."""
-    temperature: PositiveFloat = 0.05
-    """Cosine similarities are divided by it."""
-    direction: Literal["v2a", "both"] = "v2a"
-    """v2a: each video finds its audio (CAV-MAE); both: the mean of the two directions."""
-    negatives: Literal["global", "local"] = "global"
-    """Negatives of the whole global batch, or of this rank's micro batch as the reference has."""
-
-
-class SelfDistillation(Section):
-    """Divergence between the pooled joint latents of the views."""
-
-    weight: NonNegativeFloat = 10.0
-    """Weight of the mean divergence over clips and pairs of views."""
-    shift: Literal["global", "sample", "local"] = "global"
-    """Whose minimum makes latents positive: the global batch's, the clip's own, or the micro batch's (released)."""
-
-
-class Objective(Section):
-    """What a pre-training step minimises. A preset (`name`) sets defaults; every key can still be turned."""
-
-    name: str = "kdc_mae"
-    """Preset: kdc_mae, cav_mae, mae, cav; or the name of a registered objective."""
-    reconstruction: Reconstruction = Reconstruction()
-    """Masked-patch regression."""
-    contrastive: Contrastive = Contrastive()
-    """Audio against video."""
-    self_distillation: SelfDistillation = SelfDistillation()
-    """View against view."""
-    decoder: Decoder = Decoder()
-    """The joint decoder."""
-    options: dict[str, Any] = {}
-    """Options of a registered objective outside the family."""
 
 
 class Optim(Section):
@@ -254,8 +132,21 @@ class Log(Section):
     """Minutes between checkpoints, whichever comes first; 0 = by steps alone."""
     keep: Positive = Field(2, json_schema_extra=NOT_A_RESULT)
     """Newest checkpoints that stay on disk."""
+    keep_every: NonNegative = Field(0, json_schema_extra=NOT_A_RESULT)
+    """Checkpoints at multiples of this many steps stay for ever; 0 = none."""
+    probe_every_steps: NonNegative = Field(0, json_schema_extra=NOT_A_RESULT)
+    """Steps between probes on the evaluation split (retrieval, nearest neighbours); 0 = never."""
+    gradient_norms_every: NonNegative = Field(0, json_schema_extra=NOT_A_RESULT)
+    """Rows of metrics.jsonl between measurements of each term's own gradient norm; 0 = never. Each costs a forward
+    and a backward pass per term."""
+    collapse_every: NonNegative = Field(10, json_schema_extra=NOT_A_RESULT)
+    """Rows of metrics.jsonl between measurements of the embeddings' rank, alignment and uniformity; 0 = never."""
     tensorboard: bool = Field(True, json_schema_extra=NOT_A_RESULT)
     """Write TensorBoard events to RUN/tb."""
+    wandb: bool = Field(False, json_schema_extra=NOT_A_RESULT)
+    """Also log to Weights & Biases (pip install wandb); WANDB_MODE=offline keeps it local."""
+    mlflow: bool = Field(False, json_schema_extra=NOT_A_RESULT)
+    """Also log to MLflow (pip install mlflow), at MLFLOW_TRACKING_URI or in the run's folder."""
 
 
 class FinetuneOptim(Optim):
@@ -325,19 +216,22 @@ class Recipe(Section):
     objective: Objective = Objective()
     optim: Optim = Optim()
     training: Training = Training()
+    parallel: Parallel = Field(Parallel(), json_schema_extra=NOT_A_RESULT)
+    guard: Guard = Field(Guard(), json_schema_extra=NOT_A_RESULT)
     log: Log = Log()
     finetune: Finetune = Finetune()
-    expected: Annotated[tuple[Expected, ...], BeforeValidator(_as_tuple), Field(json_schema_extra=NOT_A_RESULT)] = ()
+    expected: Annotated[tuple[Expected, ...], BeforeValidator(as_tuple), Field(json_schema_extra=NOT_A_RESULT)] = ()
 
     @model_validator(mode="after")
     def _views_fit(self) -> "Recipe":
+        own = self.objective.contrastive.own_ratio
         for modality, tokens, ratio in (
             ("audio", self.model.audio_tokens, self.masking.audio_ratio),
             ("video", self.model.video_tokens, self.masking.video_ratio),
         ):
-            kept = int(tokens * (1 - ratio))
-            if kept < 1:
-                raise ValueError(f"masking.{modality}_ratio = {ratio} keeps none of {tokens} tokens; lower it")
+            kept = _kept(f"masking.{modality}_ratio", tokens, ratio)
+            if own:
+                _kept("objective.contrastive.own_ratio", tokens, own)
             views = self.masking.views
             if self.masking.complementary and views * kept > tokens:
                 raise ValueError(
@@ -345,3 +239,26 @@ class Recipe(Section):
                     f"{tokens} tokens: raise the ratio to {1 - 1 / views:.3g} or set masking.complementary = false"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> "Recipe":
+        if self.objective.name in PRESETS and (found := contradictions(self.masking, self.objective)):
+            raise ValueError("; ".join(f"{cause}: {fix}" for cause, fix in found))
+        if self.data.tiling and self.data.frame == "cycle":
+            raise ValueError("data.frame = 'cycle' chooses one frame, data.tiling = true shows four: turn one off")
+        if self.data.tiling and self.model.image_size % 2:
+            raise ValueError(
+                f"data.tiling = true needs an even model.image_size, not {self.model.image_size}; "
+                f"try {2 * self.model.video_patch * max(1, self.model.image_size // (2 * self.model.video_patch))}"
+            )
+        return self
+
+
+def _kept(key: str, tokens: int, ratio: float) -> int:
+    """Tokens that a view sees of `tokens`: at least one, and not all."""
+    kept = int(tokens * (1 - ratio))
+    if kept < 1:
+        raise ValueError(f"{key} = {ratio} keeps none of {tokens} tokens; lower it to {1 - 1 / tokens:.3g} or less")
+    if kept == tokens:
+        raise ValueError(f"{key} = {ratio} removes none of {tokens} tokens; raise it to {1 / tokens:.3g} or more")
+    return kept

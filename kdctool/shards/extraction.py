@@ -11,6 +11,7 @@ from typing import Any
 
 from kdctool.errors import DataFault, UsageFault
 from kdctool.files import canonical_json, read_json
+from kdctool.shards.formats import Box
 
 MANIFEST, DONE = "manifest.jsonl", "done.json"
 USABLE = ("ok", "flagged")
@@ -32,7 +33,7 @@ class Extraction:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """frames, size, sample_rate, window_s and audio, as far as extraction states them."""
+        """frames or fps, size, fit, sample_rate, window_s and audio, as far as extraction states them."""
         given = self.done.get("settings") or {}
         named = {
             "frames": given.get("frames"),
@@ -40,6 +41,8 @@ class Extraction:
             "sample_rate": given.get("sample_rate"),
             "window_s": given.get("window_s", given.get("clip_seconds")),
             "audio": given.get("audio", "flac"),
+            "fps": given.get("fps"),
+            "fit": given.get("fit"),
         }
         return {key: value for key, value in named.items() if value is not None}
 
@@ -118,12 +121,19 @@ def clip_files(out: Path, row: dict[str, Any]) -> list[tuple[str, Path]]:
     return files + [(f"{place}.jpg", folder / name) for place, name in enumerate(frames)]
 
 
-def clip_members(out: Path, row: dict[str, Any], labels: tuple[str, ...]) -> list[tuple[str, bytes]]:
-    """The members of a clip's sample: what is known of it as JSON first, then audio and frames."""
+def clip_members(
+    out: Path, row: dict[str, Any], labels: tuple[str, ...], boxes: tuple[Box, ...] = ()
+) -> list[tuple[str, bytes]]:
+    """The members of a clip's sample: what is known of it as JSON first, then audio and frames.
+
+    `boxes` are shares of the whole source picture; the JSON gets them as shares of the stored frame.
+    """
     missing = [key for key in _ABOUT if key not in row]
     if missing:
         raise DataFault(f"{out / MANIFEST}: the row of {row['uid']} lacks {', '.join(missing)}", _AGAIN)
     about = {key: row[key] for key in _ABOUT} | {"labels": list(labels)}
+    if boxes:
+        about["boxes"] = boxes_in_frame(boxes, row)
     members = [("json", canonical_json(about).encode("ascii"))]
     for suffix, path in clip_files(out, row):
         try:
@@ -138,6 +148,23 @@ def clip_members(out: Path, row: dict[str, Any], labels: tuple[str, ...]) -> lis
             f"the files of {clip_folder(out, row['uid'])} are not those of the manifest: their hash differs", _AGAIN
         )
     return members
+
+
+def boxes_in_frame(boxes: tuple[Box, ...], row: dict[str, Any]) -> list[list[float]]:
+    """Boxes mapped through the clip's `crop` and clipped to it; those that lie outside are left out.
+
+    A clip of sound alone has no frame and keeps no box.
+    """
+    if not row["crop"]:
+        return []
+    (x, y, w, h), width, height = row["crop"], row["width"], row["height"]
+    found = []
+    for x1, y1, x2, y2 in boxes:
+        across = [min(max((share * width - x) / w, 0.0), 1.0) for share in (x1, x2)]
+        down = [min(max((share * height - y) / h, 0.0), 1.0) for share in (y1, y2)]
+        if across[0] < across[1] and down[0] < down[1]:
+            found.append([round(value, 6) for value in (across[0], down[0], across[1], down[1])])
+    return found
 
 
 def content_digest(files: list[tuple[str, bytes]]) -> str:

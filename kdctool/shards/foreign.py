@@ -12,7 +12,7 @@ from kdctool.shards.entry import Entry, scanned
 
 _MAX_JSON = 1 << 24
 _NUMBERED = re.compile(r"^(.*?)[-_.]?\d+$")
-_AUDIO = ("flac", "wav")
+_AUDIO = ("flac", "wav", "opus")
 
 
 def tars(folder: Path) -> list[Path]:

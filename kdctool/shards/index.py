@@ -5,11 +5,12 @@ once, on first use.
 """
 
 import bisect
+import copy
 import fcntl
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class Split:
             [np.array(kind or [0], dtype=np.uint16)[e.layout] for kind, e in zip(kinds, entries, strict=True)]
         )
         counts = np.array([len(names) for names in self._layouts] or [0], dtype=np.int64)
-        self._first = np.concatenate([[0], np.cumsum(counts[self._layout])])
+        self._first = np.concatenate([[0], np.cumsum(counts[self._layout])])[:-1]
         self._keys = _join([entry.keys for entry in entries], np.bytes_)
         self._offsets = _join([entry.offsets for entry in entries], np.int64)
         self._lengths = _join([entry.lengths for entry in entries], np.uint32)
@@ -61,9 +62,14 @@ class Split:
     def members(self, i: int) -> dict[str, tuple[int, int]]:
         """Member suffix -> (offset, length) in the clip's tar."""
         i = self._clip(i)
-        first, end = int(self._first[i]), int(self._first[i + 1])
+        first = int(self._first[i])
+        end = first + len(self._layouts[self._layout[i]])
         places = zip(self._offsets[first:end].tolist(), self._lengths[first:end].tolist(), strict=True)
         return dict(zip(self._layouts[self._layout[i]], places, strict=True))
+
+    def suffixes(self, i: int) -> tuple[str, ...]:
+        """Member suffixes of the clip; clips of one kind share the tuple."""
+        return self._layouts[self._layout[self._clip(i)]]
 
     def place(self, i: int, suffix: str) -> tuple[int, int, int]:
         """(offset, length, crc32) of one member; DataFault when the clip has no such member."""
@@ -76,6 +82,18 @@ class Split:
             )
         member = self._first[i] + positions[suffix]
         return int(self._offsets[member]), int(self._lengths[member]), int(self._crc[member])
+
+    def having(self, holds: Callable[[Sequence[str]], bool]) -> np.ndarray:
+        """For each clip whether `holds` of its member suffixes, (clips,) bool; asks once per kind of clip."""
+        return np.array([holds(names) for names in self._layouts] or [False])[self._layout]
+
+    def subset(self, keep: np.ndarray) -> "Split":
+        """The clips for which `keep`, (clips,) bool, is true; in order, in the same shards."""
+        part = copy.copy(self)
+        kept = np.concatenate([[0], np.cumsum(keep)])[np.concatenate([[0], self._ends]).astype(np.int64)]
+        part.sizes, part._ends = np.diff(kept).tolist(), kept[1:].tolist()
+        part._layout, part._first, part._keys = self._layout[keep], self._first[keep], self._keys[keep]
+        return part
 
     def shard(self, i: int) -> int:
         """Which of the split's shards holds the clip."""

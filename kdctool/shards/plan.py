@@ -8,13 +8,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 
 from kdctool.errors import DataFault, UsageFault
 from kdctool.files import digest
 from kdctool.shards.extraction import USABLE, Extraction
-from kdctool.shards.labels import SPLIT_NAME, LabelRow, check_known, check_split, read_label_list, read_labels
-from kdctool.shards.matching import match_labels
+from kdctool.shards.formats import SPLIT_NAME, Box, LabelRow, check_split
+from kdctool.shards.labels import LabelOptions, check_known
+from kdctool.shards.matching import match_labels, video_in_name
 
 HOLDOUT_SHARE, HOLDOUT_LEAST, HOLDOUT_MOST = 0.1, 20, 1000
 
@@ -36,10 +36,14 @@ class PlannedClip:
     uid: str
     source: str
     source_id: str
+    """The source video: two clips of one are never held out apart."""
+    start_s: float
+    end_s: float
     place: int
     length: int
     labels: tuple[str, ...]
     split: str
+    boxes: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,12 @@ class Plan:
     """Source videos with clips in more than one split, as the given splits will have it."""
 
 
-def make_plan(extraction: Extraction, settings: Settings, labels: Path | None, label_list: Path | None) -> Plan:
+def make_plan(extraction: Extraction, settings: Settings, labels: LabelOptions) -> Plan:
     """Read manifest and labels, and lay out the shards. Writes nothing."""
     if settings.clips_per_shard < 1:
         raise UsageFault(f"--clips-per-shard {settings.clips_per_shard}: a shard holds at least one clip")
     if settings.split and not SPLIT_NAME.fullmatch(settings.split):
         raise UsageFault(f"--split {settings.split!a}: use letters, digits, '_' and '-', at most 40")
-    known = read_label_list(label_list) if label_list else None
-    rows = read_labels(labels, known) if labels else []
-    if known:
-        check_known(((label, f"{labels}:{row.line}") for row in rows for label in row.labels), known, str(label_list))
     clips, left_out = _usable(extraction)
     if not clips:
         reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
@@ -87,9 +87,10 @@ def make_plan(extraction: Extraction, settings: Settings, labels: Path | None, l
             f"{extraction.folder} has no usable clip" + (f": {reasons}" if reasons else ""),
             f"see {extraction.folder / 'quarantine.jsonl'} for the reason of each file",
         )
-    unmatched = match_labels(clips, rows, labels) if labels else []
-    if known:
-        check_known(((label, f"clip {c.uid}") for c in clips for label in c.labels), known, str(label_list))
+    given = labels.read(clip.source for clip in clips)
+    unmatched = match_labels(clips, given.rows)
+    if given.known:
+        check_known(((label, f"clip {c.uid}") for c in clips for label in c.labels), given.known, given.list_name)
     without_split = _assign_splits(clips, settings)
     groups: dict[str, list[PlannedClip]] = defaultdict(list)
     homes: dict[str, set[str]] = defaultdict(set)
@@ -100,13 +101,12 @@ def make_plan(extraction: Extraction, settings: Settings, labels: Path | None, l
     return Plan(
         extraction=extraction,
         shards=list(_cut(groups, settings.clips_per_shard)),
-        labels=known or tuple(sorted(names)),
+        labels=given.known or tuple(sorted(names)),
         multi_label=any(len(clip.labels) > 1 for clip in clips),
         made_from={
             "manifest": extraction.manifest_sha256,
             "extraction": digest(extraction.settings),
-            "labels": _sha(labels),
-            "label_list": _sha(label_list),
+            **labels.digests,
             "clips_per_shard": settings.clips_per_shard,
             "holdout": settings.holdout,
             "split": settings.split,
@@ -151,8 +151,11 @@ def _usable(extraction: Extraction) -> tuple[list[PlannedClip], dict[str, int]]:
         if split:
             check_split(split, f"clip {row['uid']} of the manifest")
         labels = tuple(dict.fromkeys(str(label) for label in row["labels"]))
-        source_id = str(row.get("source_id") or row["source"])
-        clips.append(PlannedClip(row["uid"], row["source"], source_id, place, length, labels, split))
+        source_id = video_in_name(row["source"]) or str(row.get("source_id") or row["source"])
+        start, length_s = float(row.get("start_s") or 0), float(row.get("duration_s") or 0)
+        clips.append(
+            PlannedClip(row["uid"], row["source"], source_id, start, start + length_s, place, length, labels, split)
+        )
     return clips, dict(left_out.most_common())
 
 
@@ -180,7 +183,3 @@ def _cut(groups: dict[str, list[PlannedClip]], size: int) -> Iterator[PlannedSha
 
 def _hash(purpose: str, name: str) -> bytes:
     return sha256(f"{purpose}\0{name}".encode("utf-8", "surrogatepass")).digest()
-
-
-def _sha(path: Path | None) -> str:
-    return sha256(path.read_bytes()).hexdigest() if path else ""

@@ -38,11 +38,11 @@ class ShardReader:
 
     def _member(self, handle: int, i: int, suffix: str) -> bytes:
         offset, length, crc = self.split.place(i, suffix)
-        data = os.pread(handle, length + BLOCK, offset - BLOCK)
-        # Bytes 124-135 of a header are the size in octal: another tar of the same name is noticed here.
-        if _octal(data[124:136]) not in (length, None):
+        # Bytes 124-135 of a header are the size in octal: another tar of the same name is noticed here. They are read
+        # by themselves, because cutting them off the member would copy it.
+        if _octal(os.pread(handle, 12, offset - BLOCK + 124)) not in (length, None):
             raise self._fault(i, suffix, offset, "another file lies there than the one that was indexed")
-        data = data[BLOCK:]
+        data = os.pread(handle, length, offset)
         if len(data) != length:
             raise self._fault(i, suffix, offset, f"{len(data)} of {length} bytes are there")
         if self.check and zlib.crc32(data) != crc:

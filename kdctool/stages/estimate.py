@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from kdctool.errors import UsageFault
 from kdctool.progress import say
 from kdctool.recipe import Recipe
+from kdctool.stages import cost
 
 CPU_GFLOPS_PER_CORE = 30.0
 """What a core sustains in fp32 on these models, roughly: 57-76 was measured at full size, small matrices reach less."""
@@ -59,32 +60,14 @@ class Hardware:
 
 def estimate(recipe: Recipe) -> Estimate:
     """Parameters, FLOPs and memory of pre-training, from the recipe alone."""
-    m, d, views = recipe.model, recipe.objective.decoder, recipe.masking.views
-    la, lv = m.audio_tokens, m.video_tokens
-    ka, kv = int(la * (1 - recipe.masking.audio_ratio)), int(lv * (1 - recipe.masking.video_ratio))
-    decodes, contrasts = recipe.objective.reconstruction.weight > 0, recipe.objective.contrastive.weight > 0
-    passes = [(m.depth, ka), (m.depth, kv), (m.joint_depth, ka + kv)]
-    passes += [(m.joint_depth, ka), (m.joint_depth, kv)] if contrasts else []
-    block = 8 + 4 * m.mlp_ratio
-    patch_a, patch_v = m.audio_patch**2, 3 * m.video_patch**2
-
-    embed = 2 * m.width * (la * patch_a + lv * patch_v)
-    forward = views * sum(depth * (block * n * m.width**2 + 4 * n * n * m.width) for depth, n in passes)
-    saved = views * sum(depth * n for depth, n in passes) * m.width
-    blocks = (2 * m.depth + m.joint_depth) * ((block / 2) * m.width**2 + 21 * m.width)
-    parameters = blocks + m.width * (patch_a + patch_v + la + lv + 8)
-    if decodes:
-        forward += views * d.depth * (24 * (la + lv) * d.width**2 + 4 * (la + lv) ** 2 * d.width)
-        forward += views * 2 * d.width * (m.width * (ka + kv) + la * patch_a + lv * patch_v)
-        saved += views * d.depth * (la + lv) * d.width
-        parameters += d.depth * (12 * d.width**2 + 21 * d.width) + d.width * (m.width + patch_a + patch_v + la + lv + 8)
+    count, whole = cost.parameters(recipe), cost.total(cost.parts(recipe))
     # Per token and unit of width a block keeps 16 numbers (18 halves with autocast: the residual stays fp32).
     bytes_kept = 64 if recipe.training.precision == "fp32" else 36
     return Estimate(
-        parameters=round(parameters),
-        gflop_per_clip=(3 * forward + 2 * embed) / 1e9,
-        fixed_gb=16 * parameters / 2**30,
-        clip_gb=OVERHEAD * bytes_kept * saved / 2**30,
+        parameters=count.total,
+        gflop_per_clip=whole.train,
+        fixed_gb=(16 * count.trained + 4 * (count.total - count.trained)) / 2**30,
+        clip_gb=OVERHEAD * bytes_kept * whole.kept / 2**30,
     )
 
 

@@ -12,6 +12,7 @@ from kdctool import __version__
 from kdctool.batch import Batch
 from kdctool.data import decode
 from kdctool.data.loader import eval_batches
+from kdctool.data.whole import whole
 from kdctool.errors import DataFault, UsageFault
 from kdctool.files import read_json, write_json
 from kdctool.progress import say
@@ -169,12 +170,17 @@ def _data(
     batch_size: int,
 ) -> EvalData:
     columns = _label_columns(labels, index) if "label" in scorer.needs else None
+    num_clips = len(split)
+    split, missing = whole(split)
+    if not len(split):
+        raise DataFault(f"no clip of split '{split.name}' has both sound and frames: {missing}")
     batches = eval_batches(index, split, recipe, device, batch_size, recipe.data.workers, labels=columns is not None)
     return EvalData(
         batches=batches if columns is None else _with_model_labels(batches, columns, len(labels)),
         uids=[split.key(i) for i in range(len(split))],
         sources=sources(split),
-        n_total=len(split),
+        n_total=num_clips,
+        missing=missing,
         labels=labels,
         multi_label=multi_label or index.multi_label,
     )

@@ -1,7 +1,5 @@
 """Write a trained model as a folder that others can use, checked against the model before it appears."""
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +8,15 @@ import torch
 from kdctool.data.loader import eval_batches
 from kdctool.errors import DataFault, UsageFault
 from kdctool.export import Check, Package, Probes, card, exporters, parity
-from kdctool.files import PARTIAL, disk_faults, fsync_folder, read_json, sha256_file, write_json
+from kdctool.files import read_json
 from kdctool.progress import bar, say
 from kdctool.registry import load_plugins
 from kdctool.shards import index as shard_index
 from kdctool.stages import run_folder
 from kdctool.stages.evaluate import RESULTS, recipe_digest
 from kdctool.stages.load import Opened, open_model
+from kdctool.stages.whole_folder import appearing, refuse_existing, write_manifest
 
-MANIFEST = "manifest.json"
 DEFAULT = Path("export")
 
 
@@ -43,62 +41,48 @@ def run(
     to: tuple[str, ...] = ("hf", "onnx"),
     shards: Path | None = None,
     overwrite: bool = False,
+    decoder: bool = False,
 ) -> Exported:
     """Export the model of `source` (default: the newest finished run) to `out` in every format of `to`.
 
     Everything is written and compared beside `out`, which then appears by rename: an export that fails leaves
-    nothing. With `shards` the comparison runs on their clips, without on seeded noise.
+    nothing. With `shards` the comparison runs on their clips, without on seeded noise. `decoder` keeps the
+    pre-training decoder in the safetensors file, so that pre-training can go on from the export.
     """
-    _refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite)
     opened = open_model(source or run_folder.newest())
     load_plugins(opened.recipe.plugins)
     if not to:
         raise UsageFault("no format to export to", f"--to {','.join(exporters.names())}")
     writers = {name: exporters.get(name).cls(exporters.options(name, {})) for name in dict.fromkeys(to)}
-    package = _package(opened)
+    if decoder and not opened.decoder:
+        raise UsageFault(f"{opened.path} has no decoder to keep", "leave --decoder out")
+    package = _package(opened, decoder)
     say(f"exporting {opened.said()}")
     parity.refuse_broken_weights(package)
     probes = _clips(opened, shards) if shards else parity.noise(opened.recipe.model)
-    partial = out.with_name(out.name + PARTIAL)
     files: list[str] = []
     checks: list[Check] = []
-    with disk_faults(out):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            with bar("exporting", 2 * len(writers), "steps") as progress:
-                for name, writer in writers.items():
-                    files += writer.write(package, partial)
-                    progress.advance(note=f"{name} written")
-                for name, writer in writers.items():
-                    checks += writer.check(package, partial, probes)
-                    progress.advance(note=f"{name} checked")
-            parity.gate(checks)
-            files += card.write(package, partial, files, checks, probes)
-            write_json(partial / MANIFEST, {"files": {name: sha256_file(partial / name) for name in sorted(files)}})
-            sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-            _sync(partial)
-            _replace(partial, out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    with appearing(out) as partial:
+        with bar("exporting", 2 * len(writers), "steps") as progress:
+            for name, writer in writers.items():
+                files += writer.write(package, partial)
+                progress.advance(note=f"{name} written")
+            for name, writer in writers.items():
+                checks += writer.check(package, partial, probes)
+                progress.advance(note=f"{name} checked")
+        parity.gate(checks)
+        files += card.write(package, partial, files, checks, probes)
+        sizes = write_manifest(partial, files)
     return Exported(out, opened.said(), opened.kind, sizes, checks, probes.origin)
 
 
-def _refuse_existing(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise UsageFault(f"{out} exists already", "--overwrite replaces it, or choose another --out")
-    if not (out / MANIFEST).is_file():
-        raise UsageFault(f"{out} is not an export, so --overwrite will not delete it", "choose another --out")
-
-
-def _package(opened: Opened) -> Package:
+def _package(opened: Opened, decoder: bool = False) -> Package:
     found = (read_json(path) for path in sorted((opened.path / "eval").glob(f"*/{RESULTS}")))
     return Package(
         encoder=opened.encoder,
         classifier=opened.classifier,
+        decoder=opened.decoder if decoder else {},
         recipe=opened.recipe,
         labels=opened.labels,
         multi_label=opened.multi_label,
@@ -121,21 +105,3 @@ def _clips(opened: Opened, shards: Path) -> Probes:
     batch = next(eval_batches(index, split, opened.recipe, torch.device("cpu"), parity.CLIPS, 0, labels=False))
     fbank, frame = batch["fbank"], batch["frame"]
     return Probes(fbank, frame, f"{len(fbank)} clips of split '{split.name}' of the shards {index.digest[:12]}")
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    fsync_folder(folder)
-
-
-def _replace(partial: Path, out: Path) -> None:
-    """Put the finished folder in place; an older one is only deleted once the new one stands."""
-    old = out.with_name(f"{out.name}.old{PARTIAL}")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
-    shutil.rmtree(old, ignore_errors=True)
-    fsync_folder(out.absolute().parent)

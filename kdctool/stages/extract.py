@@ -7,7 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from kdctool.media import binary, inputs
 from kdctool.media.ledger import Ledger, forget
 from kdctool.media.messages import Task
 from kdctool.media.pool import Pool
+from kdctool.media.rows import members
+from kdctool.media.sample import Estimate, estimate
 from kdctool.media.settings import Item, Settings, Tools
 from kdctool.progress import bar, say
 
 SYNC_EVERY_S = 30.0
+_MODALITIES = {"audio", "video"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,15 @@ class Summary:
     reasons: dict[str, int] = field(default_factory=dict)
     """Quarantined rows by reason, the most frequent first."""
     flags: dict[str, int] = field(default_factory=dict)
+    lacking: dict[str, int] = field(default_factory=dict)
+    """Clips that were kept without sound or without picture."""
+    num_same_bytes: int = 0
+    """Sources that are copies of another one, to the byte."""
+    num_look_alike: int = 0
+    """Groups of clips of different sources that look alike."""
     is_dry_run: bool = False
+    estimate: Estimate | None = None
+    """Of a dry run: what is to do costs, told from a sample."""
 
     @property
     def clips_per_s(self) -> float:
@@ -75,8 +87,10 @@ def run(
     ledger = _loaded(out, settings, found, overwrite)
     sizes = {item.key: _size(item) for item in found.items}
     todo = ledger.todo(found.items, sizes, retry_quarantined)
+    num_workers = workers or _num_cores()
     if dry_run:
-        return _summary(out, found, ledger, sizes, todo, is_dry_run=True)
+        told = estimate([item for item, _ in todo], settings, tools, num_workers)
+        return replace(_summary(out, found, ledger, sizes, todo), is_dry_run=True, estimate=told)
     with locked(out), _stopped_by_signals():
         if overwrite:
             with disk_faults(out):
@@ -88,9 +102,14 @@ def run(
         todo = ledger.todo(found.items, sizes, retry_quarantined)
         began, num_made = time.monotonic(), 0
         if todo:
-            ledger.open(settings)
-            with disk_faults(out), Pool(min(workers or _num_cores(), len(todo)), out, settings, tools) as pool:
-                num_made = _extract(pool, ledger, sizes, todo)
+            with disk_faults(out):
+                ledger.open(settings)
+            try:
+                with Pool(min(num_workers, len(todo)), out, settings, tools) as pool:
+                    num_made = _extract(pool, ledger, sizes, todo)
+            except OSError:
+                with disk_faults(out, needed=_still_needed(ledger, settings, todo)):
+                    raise
         with disk_faults(out):
             ledger.close(found.items, settings)
     done = _summary(out, found, ledger, sizes, todo, num_made=num_made, seconds=time.monotonic() - began)
@@ -142,13 +161,14 @@ def _size(item: Item) -> int:
 def _extract(pool: Pool, ledger: Ledger, sizes: dict[str, int], todo: list[tuple[Item, frozenset[int]]]) -> int:
     """Run the pool and note what it makes; return the number of rows."""
     num_made = num_bad = 0
-    synced = time.monotonic()
+    began = synced = time.monotonic()
     done_before = {item.key: done for item, done in todo}
     with bar("extract", len(todo), "videos") as progress:
         for item, row in pool.run(Task(item, done) for item, done in todo):
             if row is None:
                 ledger.finish_input(item, sizes[item.key], done_before[item.key])
-                progress.advance(note=f"{num_bad} quarantined" if num_bad else None)
+                rate = num_made / max(time.monotonic() - began, 1e-3)
+                progress.advance(note=f"{rate:.1f} clips/s" + (f", {num_bad} quarantined" if num_bad else ""))
             else:
                 ledger.note(item, sizes[item.key], row)
                 num_made += 1
@@ -157,6 +177,18 @@ def _extract(pool: Pool, ledger: Ledger, sizes: dict[str, int], todo: list[tuple
                 ledger.sync()
                 synced = time.monotonic()
     return num_made
+
+
+def _still_needed(ledger: Ledger, settings: Settings, todo: list[tuple[Item, frozenset[int]]]) -> int:
+    """About how many bytes the inputs that are not done will take: as many as those that are, per input."""
+    clips = [row for row in ledger.rows.values() if row["frames"] or row["audio"]]
+    some = clips[:50]
+    size = sum(os.path.getsize(ledger.out / name) for row in some for name in members(row)) / max(len(some), 1)
+    if not some:
+        sound = 2 * settings.sample_rate * settings.window_s
+        size = len(settings.moments(Fraction(settings.window_s))) * settings.size**2 / 4 + sound
+    left = sum(item.key not in ledger.finished for item, _ in todo)
+    return round(size * left * max(1.0, len(clips) / max(len(ledger.finished), 1)))
 
 
 @contextmanager
@@ -186,9 +218,9 @@ def _summary(
     todo: list[tuple[Item, frozenset[int]]],
     num_made: int = 0,
     seconds: float = 0.0,
-    is_dry_run: bool = False,
 ) -> Summary:
     rows = ledger.rows.values()
+    usable = [row for row in rows if row["status"] != "quarantined"]
     given = {item.key for item in found.items}
     return Summary(
         out=out,
@@ -203,7 +235,9 @@ def _summary(
         counts=dict(Counter(row["status"] for row in rows)),
         reasons=dict(Counter(row["reason"] for row in rows if row["status"] == "quarantined").most_common()),
         flags=dict(Counter(flag for row in rows if row["status"] == "flagged" for flag in row["reason"].split("+"))),
-        is_dry_run=is_dry_run,
+        lacking=dict(Counter(f"without {kind}" for row in usable for kind in _MODALITIES - {*row["modalities"]})),
+        num_same_bytes=sum(len(group["sources"]) - 1 for group in ledger.duplicates.get("same_bytes", [])),
+        num_look_alike=len(ledger.duplicates.get("look_alike", [])),
     )
 
 

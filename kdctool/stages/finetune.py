@@ -53,7 +53,7 @@ def run(
     index = shard_index.load(Path(shards or recipe.data.shards))
     if not index.labels:
         raise DataFault(f"{index.folder} has no labels", "kdctool shard OUT SHARDS --labels labels.csv")
-    split = index.split(recipe.data.train_split)
+    split = fitting.usable(index.split(recipe.data.train_split))
     extra = {"weights": opened.weights_sha256, "labels": list(index.labels)}
     folder = out or run_folder.default_folder(recipe, "finetune", extra)
     if not dry_run and (code := fitting.start(nproc, device_name, arguments or [], folder)) is not None:

@@ -15,14 +15,16 @@ from kdctool.data.clips import Clips
 from kdctool.data.device import ToBatch
 from kdctool.data.loader import training_batches
 from kdctool.data.order import Order
-from kdctool.errors import EnvironmentFault, KdctoolError, UsageFault
+from kdctool.data.whole import whole
+from kdctool.errors import DataFault, EnvironmentFault, KdctoolError, UsageFault
 from kdctool.files import locked
+from kdctool.progress import say
 from kdctool.recipe import Optim, Recipe, Training
 from kdctool.shards.index import Index, Split
 from kdctool.train import launch
 from kdctool.train.checkpoint import latest
 from kdctool.train.log import write_status
-from kdctool.train.loop import Fitted, Length, end_status, fit
+from kdctool.train.loop import Feed, Fitted, Length, Loop, end_status
 from kdctool.train.optim import build
 from kdctool.train.parallel import wrap
 from kdctool.train.step import Trainer
@@ -63,6 +65,20 @@ def plan(split: Split, training: Training, seed: int, ranks: int) -> Plan:
     return Plan(order, len(split), micro, training.global_batch // (micro * ranks), ranks)
 
 
+def usable(split: Split) -> Split:
+    """The clips that have sound and frames; says how many of the split have not. DataFault where none has."""
+    kept, lacking = whole(split)
+    told = ", ".join(f"{count} {reason}" for reason, count in lacking.items())
+    if not len(kept):
+        raise DataFault(
+            f"none of {len(split)} clips of split '{split.name}' has both sound and frames: {told}",
+            "kdctool extract without --allow-missing names the files that lack one",
+        )
+    if lacking and dist.is_main():
+        say(f"{len(kept)} of {len(split)} clips have both sound and frames; left out: {told}")
+    return kept
+
+
 def choose_device(name: str) -> torch.device:
     """auto takes a GPU when there is one; under torchrun each process takes its own."""
     if name not in ("auto", "cpu", "cuda"):
@@ -76,22 +92,24 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def start(nproc: int, device_name: str, arguments: list[str], run: Path) -> int | None:
+def start(nproc: int, device_name: str, arguments: list[str], run: Path, max_restarts: int = 0) -> int | None:
     """Start torchrun when `nproc` asks for it and return its exit code; None in the process that trains itself."""
-    if launch.inside_torchrun() or nproc <= 1:
+    if launch.inside_torchrun() or (nproc <= 1 and not max_restarts):
         return None
     gpus = torch.cuda.device_count()
     launch.check_processes(nproc, "cuda" if device_name != "cpu" and gpus else "cpu", gpus)
-    return launch.torchrun(nproc, arguments, run)
+    return launch.torchrun(nproc, arguments, run, max_restarts)
 
 
 def clear(run: Path, overwrite: bool) -> None:
     """Delete what an earlier run left in `run`, when --overwrite says so; only files a run writes."""
-    if not overwrite or not dist.is_main():
+    # A process that torchrun restarted must not delete what its first life has done.
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if not overwrite or restarted or not dist.is_main():
         return
-    for name in ("checkpoints", "tb", "eval"):
+    for name in ("checkpoints", "tb", "eval", "nonfinite", "profile"):
         shutil.rmtree(run / name, ignore_errors=True)
-    for name in ("run.json", "recipe.toml", "metrics.jsonl", "status.json"):
+    for name in ("run.json", "recipe.toml", "metrics.jsonl", "status.json", "requeue.json"):
         (run / name).unlink(missing_ok=True)
 
 
@@ -110,39 +128,38 @@ def train(
     labels: bool,
     lr_scales: dict[str, float] | None = None,
     next_step: Callable[[Path], str],
+    probe: Callable[[], dict[str, float]] | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> Fitted:
     """Fit `objective` in `run`, which is locked meanwhile; status.json tells how it ended."""
     rank, ranks = dist.world()
     objective.to(device)
-    optimizer = build(objective, optim, lr_scales)
+    module = wrap(objective, device, recipe.parallel)
     trainer = Trainer(
         objective=objective,
-        module=wrap(objective, device),
-        optimizer=optimizer,
+        module=module,
+        optimizer=build(objective, optim, lr_scales),
         scaler=torch.amp.GradScaler(device.type, enabled=training.precision == "fp16"),
         device=device,
         autocast=_DTYPES[training.precision],
         global_batch=training.global_batch,
         grad_clip=optim.grad_clip,
         seed=recipe.seed,
+        gradient_norms_every=recipe.log.gradient_norms_every * recipe.log.every_steps,
+        collapse_every=recipe.log.collapse_every * recipe.log.every_steps,
     )
     clips = Clips(index, split, recipe, training=True, with_labels=labels)
     order, workers = the_plan.order, recipe.data.workers
+    feed = Feed(
+        lambda step: training_batches(clips, order, step, the_plan.micro_batch, rank, ranks, workers, device),
+        ToBatch(recipe, device, training=True),
+    )
     length = Length(order.steps_per_epoch, order.total_steps)
-    done = None
     try:
         if rank == 0:
             write_status(run, "running", 0)
-        done = fit(
-            trainer,
-            lambda step: training_batches(clips, order, step, the_plan.micro_batch, rank, ranks, workers, device),
-            ToBatch(recipe, device, training=True),
-            length,
-            optim,
-            recipe.log,
-            run,
-            identity,
-        )
+        loop = Loop(trainer, feed, length, optim, recipe.log, recipe.guard, run, identity, probe, profile)
+        done = loop.fit()
         end_status(run, done.step, None, next_step(run))
         return done
     except (KdctoolError, KeyboardInterrupt, Exception) as error:

@@ -1,23 +1,29 @@
 """Open a run or an export: the encoder, the classifier if there is one, and where the weights came from."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
+from kdctool import dist
 from kdctool import recipe as recipes
 from kdctool.errors import UsageFault, VerificationFault
 from kdctool.files import read_json, sha256_file
 from kdctool.models.av_encoder import AVEncoder
 from kdctool.models.classifier import AVClassifier
-from kdctool.models.weights import load_encoder, load_state
-from kdctool.recipe import Recipe
+from kdctool.models.layouts import HEADS, State, detect, layout
+from kdctool.models.positions import fit_positions
+from kdctool.models.weights import load_state, load_strict, shown, split_state
+from kdctool.progress import say
+from kdctool.recipe import Model, Recipe
+from kdctool.stages.read_weights import read_weights
 from kdctool.stages.run_folder import RECIPE_FILE, RUN_FILE
 from kdctool.train import checkpoint
 
 EXPORT_FILE = "kdctool.json"
-ENCODER, CLASSIFIER = "encoder.", "classifier."
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Opened:
     kind: str
     """pretrain or finetune."""
     data_digest: str
+    decoder: State = field(default_factory=dict)
+    """The pre-training decoder by released names, where the folder has one."""
 
     def said(self) -> str:
         """One line: what is about to be scored."""
@@ -53,15 +61,83 @@ def open_model(path: Path) -> Opened:
     )
 
 
-def initial_state(path: Path) -> dict[str, Tensor]:
-    """Weights to start from, by released names: a run, an export, a .safetensors or a published .pth file."""
-    if not path.is_dir():
-        return load_state(path)
+@dataclass(frozen=True)
+class Initial:
+    """Weights to start a training from, by released names, made to fit a model's positions."""
+
+    state: State
+    fresh: dict[str, str]
+    """Regular expression of names that these weights do not fill -> why."""
+    notes: tuple[str, ...]
+
+
+def initial_state(path: Path, model: Model) -> Initial:
+    """Weights of a run, of an export or import, or of a file in a layout that its names tell (not timm's)."""
+    if path.is_dir():
+        source, state = _folder_state(path)
+        _check_heads(source.heads, model.heads, f"{path} was trained with", f"--set model.heads={source.heads}")
+        fitted, notes = fit_positions(state, model, source)
+        return Initial(fitted, {}, tuple(notes))
+    state = read_weights(path)
+    name = detect(state)
+    if not name:
+        first = ", ".join(list(state)[:3])
+        raise UsageFault(f"model.init = {path} holds no known layout of weights (it begins with {first})",
+                         f"kdctool import {path} --as LAYOUT FOLDER, then model.init = FOLDER")  # fmt: skip
+    known = layout(name)
+    usual = known.sizes(state).model.get("heads", model.heads)
+    _tell(f"{path} looks like {name}")
+    if known.sizes(state).model["width"] in HEADS:
+        fix = f"--set model.heads={usual}; or kdctool import {path} with the other number, and start from that"
+        _check_heads(usual, model.heads, f"published models as wide as {path} have", fix)
+    mapped = known.translate(state, model)
+    fitted, notes = fit_positions(mapped.state, model)
+    left = [f"{len(mapped.unused)} tensors unused: {shown(list(mapped.unused))}"] if mapped.unused else []
+    return Initial(fitted, mapped.fresh, (*mapped.notes, *left, *notes))
+
+
+def start_from(path: Path, model: Model, encoder: AVEncoder, decoder: nn.Module | None) -> None:
+    """Load what `model.init` names into fresh modules; each is filled whole, kept as it is and told, or an error."""
+    initial = initial_state(path, model)
+    _tell(*initial.notes)
+    encoder_state, decoder_state, _ = split_state({name: value.float() for name, value in initial.state.items()})
+    load_strict(encoder, _completed(encoder_state, encoder, initial.fresh), "encoder")
+    if decoder is None:
+        return
+    if decoder_state:
+        load_strict(decoder, _completed(decoder_state, decoder, initial.fresh), "decoder")
+    else:
+        _tell(f"{path} has no decoder, so it starts random")
+
+
+def _tell(*notes: str) -> None:
+    for note in notes if dist.is_main() else ():
+        say(f"model.init: {note}")
+
+
+def _completed(state: State, module: nn.Module, fresh: dict[str, str]) -> State:
+    """`state` with the module's own values of what a layout never fills."""
+    own = module.state_dict()
+    missing = [name for name in own if name not in state and any(re.fullmatch(pattern, name) for pattern in fresh)]
+    return {**state, **{name: own[name] for name in missing}}
+
+
+def _folder_state(path: Path) -> tuple[Model, State]:
     if (path / RUN_FILE).exists():
-        return _released_names(load_state(_newest(path).folder / checkpoint.MODEL))
-    if (path / "model.safetensors").exists():
-        return load_state(path / "model.safetensors")
-    raise UsageFault(f"model.init = {path} holds no weights", "name a run, an export or a weights file")
+        parts = Parts.of_run(load_state(_newest(path).folder / checkpoint.MODEL))
+        return recipes.load(path / RECIPE_FILE).model, {**parts.encoder, **parts.decoder}
+    if (path / EXPORT_FILE).exists():
+        about = read_json(path / EXPORT_FILE)
+        encoder, decoder, _ = split_state(_exported_state(path, about))
+        return recipes.validate(about["recipe"], origin=str(path / EXPORT_FILE)).model, {**encoder, **decoder}
+    raise UsageFault(f"model.init = {path} holds no weights", "name a run, an export, an import or a weights file")
+
+
+def _check_heads(theirs: int, ours: int, who: str, fix: str) -> None:
+    if theirs != ours:
+        raise UsageFault(
+            f"model.heads = {ours}, but {who} {theirs}: the shapes of attn.qkv are the same, what they mean is not", fix
+        )
 
 
 def _newest(run: Path) -> checkpoint.Checkpoint:
@@ -76,9 +152,8 @@ def _open_run(run: Path) -> Opened:
     about = read_json(run / RUN_FILE)
     recipe = recipes.load(run / RECIPE_FILE)
     path = found.folder / checkpoint.MODEL
-    state = _released_names(load_state(path))
     labels = tuple(about.get("labels", []))
-    return _build(recipe, about["kind"], labels, state).opened(
+    return _build(recipe, about["kind"], labels, Parts.of_run(load_state(path))).opened(
         weights_sha256=sha256_file(path),
         step=found.step,
         path=run,
@@ -89,18 +164,53 @@ def _open_run(run: Path) -> Opened:
 
 def _open_export(folder: Path) -> Opened:
     about = read_json(folder / EXPORT_FILE)
-    path = folder / "model.safetensors"
-    found = sha256_file(path)
-    if found != about["weights_sha256"]:
-        raise VerificationFault(f"{path} does not match the sha256 in {EXPORT_FILE}", "export again, or fetch it again")
+    parts = Parts.of_export(_exported_state(folder, about))
     recipe = recipes.validate(about["recipe"], origin=str(folder / EXPORT_FILE))
-    return _build(recipe, about["kind"], tuple(about["labels"]), load_state(path)).opened(
-        weights_sha256=found,
+    return _build(recipe, about["kind"], tuple(about["labels"]), parts).opened(
+        weights_sha256=about["weights_sha256"],
         step=about["step"],
         path=folder,
         multi_label=about["multi_label"],
         data_digest=about["data_digest"],
     )
+
+
+def _exported_state(folder: Path, about: dict[str, Any]) -> State:
+    path = folder / "model.safetensors"
+    if sha256_file(path) != about["weights_sha256"]:
+        raise VerificationFault(f"{path} does not match the sha256 in {EXPORT_FILE}", "export again, or fetch it again")
+    return load_state(path)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The tensors of a model by what they belong to."""
+
+    encoder: State
+    decoder: State
+    head: State
+
+    @classmethod
+    def of_run(cls, state: State) -> "Parts":
+        """Of a checkpoint, which holds an objective: encoder.*, decoder.* or classifier.*.
+
+        What else an objective keeps (a teacher, a temperature) is its own: the model is whole without it.
+        """
+        prefixes = ("encoder.", "classifier.encoder."), ("decoder.",), ("classifier.mlp_head.",)
+        return cls(*(_beneath(state, names) for names in prefixes))
+
+    @classmethod
+    def of_export(cls, state: State) -> "Parts":
+        return cls(*split_state(state))
+
+
+def _beneath(state: State, prefixes: tuple[str, ...]) -> State:
+    return {
+        name.removeprefix(prefix): value
+        for prefix in prefixes
+        for name, value in state.items()
+        if name.startswith(prefix)
+    }
 
 
 @dataclass(frozen=True)
@@ -110,30 +220,21 @@ class _Built:
     recipe: Recipe
     labels: tuple[str, ...]
     kind: str
+    decoder: State
 
     def opened(self, **rest: object) -> Opened:
-        return Opened(self.encoder, self.classifier, self.recipe, self.labels, kind=self.kind, **rest)  # type: ignore[arg-type]
+        known = {"kind": self.kind, "decoder": self.decoder, **rest}
+        return Opened(self.encoder, self.classifier, self.recipe, self.labels, **known)  # type: ignore[arg-type]
 
 
-def _build(recipe: Recipe, kind: str, labels: tuple[str, ...], state: dict[str, Tensor]) -> _Built:
-    with torch.random.fork_rng(devices=[]):
+def _build(recipe: Recipe, kind: str, labels: tuple[str, ...], parts: Parts) -> _Built:
+    """The model whose weights are `parts`: a tensor too many is an error like one too few."""
+    with torch.device("meta"):  # No memory and no random draws for weights that are replaced at once.
         encoder = AVEncoder(recipe.model)
-        head = {name: value for name, value in state.items() if name.startswith("mlp_head.")}
-        classifier = AVClassifier(encoder, len(labels), recipe.finetune.modality) if head else None
-    encoder_keys = set(encoder.state_dict())
-    load_encoder(encoder, {name: value for name, value in state.items() if name in encoder_keys})
+        classifier = AVClassifier(encoder, len(labels), recipe.finetune.modality) if parts.head else None
+    load_strict(encoder, parts.encoder, "encoder", assign=True)
     if classifier is not None:
-        classifier.mlp_head.load_state_dict({name.removeprefix("mlp_head."): value for name, value in head.items()})
+        load_strict(classifier.mlp_head, parts.head, "head", assign=True)
         classifier.eval()
     encoder.eval()
-    return _Built(encoder, classifier, recipe, labels, kind)
-
-
-def _released_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's names (encoder.X, decoder.X, classifier.encoder.X, classifier.mlp_head.X) without our modules."""
-    names = {}
-    for name, value in state.items():
-        for prefix in ("classifier.", "encoder.", "decoder."):
-            name = name.removeprefix(prefix)
-        names[name] = value
-    return names
+    return _Built(encoder, classifier, recipe, labels, kind, parts.decoder)

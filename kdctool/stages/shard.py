@@ -6,7 +6,7 @@ Same manifest, labels and settings: same bytes.
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from kdctool.shards import building
 from kdctool.shards.entry import Entry
 from kdctool.shards.extraction import MANIFEST, Extraction, clip_files, clip_members, open_extraction
 from kdctool.shards.index import Index
+from kdctool.shards.labels import LabelOptions
 from kdctool.shards.plan import Plan, PlannedShard, Settings, make_plan
 from kdctool.shards.tar import BLOCK
 from kdctool.shards.write import Clip, write_shard
@@ -63,7 +64,9 @@ def run(
     out: Path,
     shards: Path,
     *,
-    labels: Path | None = None,
+    labels: str | Path | Sequence[str | Path] | None = None,
+    labels_format: str = "",
+    class_names: Path | None = None,
     label_list: Path | None = None,
     clips_per_shard: int = 1000,
     holdout: bool = True,
@@ -73,8 +76,9 @@ def run(
 ) -> ShardSummary:
     """Write the shards of an extraction folder, or what is missing of them.
 
-    `labels` is a label file, `label_list` the names that may occur in it. Without given splits 10 % of the clips are
-    held out as `test`, unless `holdout` is off; `split` puts all clips into one split.
+    `labels` are label files as published, each `FILE` or `SPLIT=FILE`, or the word `folders`; `class_names` is a
+    class_labels_indices.csv, `label_list` the names that may occur. Without given splits 10 % of the clips are held
+    out as `test`, unless `holdout` is off; `split` puts all clips into one split.
     """
     out, shards = Path(out), Path(shards)
     extraction = open_extraction(out)
@@ -84,7 +88,9 @@ def run(
         raise UsageFault(
             f"the shards cannot go into the extraction folder {out} itself", f"kdctool shard {out} shards/"
         )
-    plan = make_plan(extraction, Settings(clips_per_shard, holdout, split), labels, label_list)
+    given = () if labels is None else (labels,) if isinstance(labels, str | Path) else labels
+    options = LabelOptions(tuple(map(str, given)), labels_format, class_names, label_list)
+    plan = make_plan(extraction, Settings(clips_per_shard, holdout, split), options)
     _warn(plan)
     planned = {shard.name for shard in plan.shards}
     with nullcontext() if dry_run else locked(shards):
@@ -131,7 +137,7 @@ def _samples(extraction: Extraction, shard: PlannedShard, progress: Bar) -> Iter
         for clip in shard.clips:
             manifest.seek(clip.place)
             row = json.loads(manifest.read(clip.length))
-            yield clip.uid, clip_members(extraction.folder, row, clip.labels)
+            yield clip.uid, clip_members(extraction.folder, row, clip.labels, clip.boxes)
             progress.advance()
 
 
@@ -187,7 +193,7 @@ def _summary(plan: Plan, shards: Path, size: int, written: int, digest: str, *, 
         multi_label=plan.multi_label,
         unlabelled=plan.unlabelled,
         unmatched=len(plan.unmatched),
-        unmatched_examples=[f"line {row.line}: {row.clip!a}" for row in plan.unmatched[:_EXAMPLES]],
+        unmatched_examples=[f"{Path(row.where).name}: {row.clip!a}" for row in plan.unmatched[:_EXAMPLES]],
         without_split=plan.without_split,
         shared_sources=plan.shared_sources,
         digest=digest,

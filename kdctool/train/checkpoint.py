@@ -4,6 +4,7 @@ A checkpoint holds tensors and a small JSON. Order of clips, masks and augmentat
 so there is no reader or generator state to keep.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -12,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 
+from kdctool.dist import is_main, world
 from kdctool.errors import UsageFault
 from kdctool.files import PARTIAL, disk_faults, fsync_folder, read_json, sha256_file, write_json
 from kdctool.progress import say
+from kdctool.train.parallel import shard_like, whole
 
 PREFIX = "step-"
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
@@ -35,26 +40,44 @@ class Checkpoint:
         return int(self.state["step"])
 
 
-def save(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
-    """Write `folder/step-N` from `state["step"]`; a half-written one is never visible under that name."""
-    final = folder / f"{PREFIX}{state['step']:08d}"
-    partial = final.with_name(final.name + PARTIAL)
-    model = {name: tensor.detach().contiguous().cpu() for name, tensor in objective.state_dict().items()}
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint in memory: full tensors on the CPU, their own copies."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+
+def snapshot(objective: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Snapshot:
+    """Copy what a checkpoint holds; collective when parameters are sharded, so all ranks must call it."""
+    model = {name: _copied(tensor) for name, tensor in objective.state_dict().items()}
     tensors, groups = _pack(objective, optimizer)
-    needed = sum(t.numel() * t.element_size() for t in (*model.values(), *tensors.values()))
+    return Snapshot(model, tensors, {**state, "optimizer_groups": groups})
+
+
+def write(folder: Path, taken: Snapshot) -> Path:
+    """Write `folder/step-N`; a half-written one is never visible under that name."""
+    final = folder / f"{PREFIX}{taken.step:08d}"
+    partial = final.with_name(final.name + PARTIAL)
+    needed = sum(t.numel() * t.element_size() for t in (*taken.model.values(), *taken.optimizer.values()))
     with disk_faults(final, needed):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            save_file(model, partial / MODEL)
-            save_file(tensors, partial / OPTIMIZER)
-            write_json(partial / STATE, {**state, "optimizer_groups": groups})
+            for name, tensors in ((MODEL, taken.model), (OPTIMIZER, taken.optimizer)):
+                _save_tensors(tensors, partial / name, needed)
+            write_json(partial / STATE, taken.state)
             files = {name: sha256_file(partial / name) for name in (MODEL, OPTIMIZER, STATE)}
             write_json(partial / MANIFEST, {"files": files})
-            for name in (MODEL, OPTIMIZER):
-                with open(partial / name, "rb") as file:
-                    os.fsync(file.fileno())
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():
+                # Renamed first: whatever happens from here on, nothing half-deleted looks complete.
+                os.replace(final, _doomed(final))
+                shutil.rmtree(_doomed(final))
             os.replace(partial, final)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -63,14 +86,36 @@ def save(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, s
     return final
 
 
-def purge(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what interrupted saves left behind."""
-    for path in [*_names(folder)[:-keep], *folder.glob(f"*{PARTIAL}")]:
+def _save_tensors(tensors: dict[str, Tensor], path: Path, needed: int) -> None:
+    try:
+        save_file(tensors, path)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    except SafetensorError as error:
+        # safetensors wraps the operating system's error in its own.
+        if "No space left" in str(error) or "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path)) from error
+        raise
+
+
+def save(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+    """Snapshot and write in one go."""
+    return write(folder, snapshot(objective, optimizer, state))
+
+
+def purge(folder: Path, keep: int, keep_every: int = 0) -> None:
+    """Delete what is neither among the newest `keep` nor at a multiple of `keep_every` steps, and interrupted saves."""
+    for path in _names(folder)[:-keep]:
+        if keep_every and int(path.name.removeprefix(PREFIX)) % keep_every == 0:
+            continue
         # A rename first: a purge that is killed half-way must not leave something that looks complete.
-        doomed = path if path.name.endswith(PARTIAL) else path.with_name(path.name + PARTIAL)
-        if path != doomed:
-            os.replace(path, doomed)
-        shutil.rmtree(doomed)
+        os.replace(path, _doomed(path))
+    for path in folder.glob(f"*{PARTIAL}"):
+        shutil.rmtree(path)
+
+
+def _doomed(path: Path) -> Path:
+    return path.with_name(f"{path.name}.old{PARTIAL}")
 
 
 def latest(folder: Path) -> Checkpoint | None:
@@ -97,7 +142,7 @@ def damage(path: Path) -> str | None:
 
 
 def restore(checkpoint: Checkpoint, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load weights and optimiser state in place; UsageFault when the checkpoint is of another model."""
+    """Load weights and optimiser state in place, sharded or not; UsageFault when it is of another model."""
     model = load_file(checkpoint.folder / MODEL)
     own = objective.state_dict()
     odd = sorted(
@@ -110,27 +155,51 @@ def restore(checkpoint: Checkpoint, objective: nn.Module, optimizer: torch.optim
             f"{checkpoint.folder} is of another model: {len(odd)} tensors differ, first {odd[0]}",
             "use the recipe it was made with, or another --out",
         )
-    objective.load_state_dict(model)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(shard_like(model[name], tensor))
     _unpack(objective, optimizer, load_file(checkpoint.folder / OPTIMIZER), checkpoint.state["optimizer_groups"])
+
+
+def machine() -> dict[str, Any]:
+    """What bit-exactness depends on, as it stands in a checkpoint."""
+    return {
+        "ranks": world()[1],
+        "threads": torch.get_num_threads(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+    }
+
+
+def other_machine(state: dict[str, Any]) -> list[str]:
+    """How this process differs from the one that wrote a checkpoint, where it matters for rounding."""
+    return [f"{key} was {state[key]} and is {value}" for key, value in machine().items() if state.get(key) != value]
 
 
 def _names(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob(f"{PREFIX}*") if p.is_dir() and not p.name.endswith(PARTIAL))
 
 
-def _parameter_names(objective: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    names = {id(parameter): name for name, parameter in objective.named_parameters()}
-    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+def _parameters(objective: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters in the optimiser's order."""
+    # Activation checkpointing puts its own name in the middle; state dicts leave it out, and so do we.
+    names = {id(p): name.replace(_CHECKPOINT_PREFIX, "") for name, p in objective.named_parameters()}
+    return [(names[id(p)], p) for group in optimizer.param_groups for p in group["params"]]
 
 
-def _pack(
-    objective: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+def _copied(tensor: Tensor) -> Tensor:
+    """The full tensor as a copy on the CPU; on other ranks than the main one, which write nothing, an empty one."""
+    full = whole(tensor.detach())
+    return full.to("cpu", copy=True).contiguous() if is_main() else full.new_empty(0)
+
+
+def _pack(objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Optimiser state by parameter name, so that it fits any grouping and any number of ranks."""
     state = optimizer.state_dict()
-    names = _parameter_names(objective, optimizer)
+    names = [name for name, _ in _parameters(objective, optimizer)]
     tensors = {
-        f"{names[place]}/{key}": torch.as_tensor(value).detach().contiguous().cpu()
+        f"{names[place]}/{key}": _copied(torch.as_tensor(value))
         for place, values in state["state"].items()
         for key, value in values.items()
     }
@@ -139,17 +208,17 @@ def _pack(
 
 
 def _unpack(
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    tensors: dict[str, torch.Tensor],
-    groups: list[dict[str, Any]],
+    objective: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
     state = optimizer.state_dict()
     for group, saved in zip(state["param_groups"], groups, strict=True):
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
-    places = {name: place for place, name in enumerate(_parameter_names(objective, optimizer))}
+    parameters = _parameters(objective, optimizer)
+    places = {name: place for place, (name, _) in enumerate(parameters)}
     state["state"] = {}
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
-        state["state"].setdefault(places[name], {})[key] = tensor
+        like = parameters[places[name]][1]
+        value = shard_like(tensor, like) if tensor.shape == like.shape and tensor.ndim else tensor
+        state["state"].setdefault(places[name], {})[key] = value
     optimizer.load_state_dict(state)

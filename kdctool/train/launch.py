@@ -33,9 +33,10 @@ def check_processes(nproc: int, device_type: str, num_gpus: int) -> None:
         raise UsageFault(f"--nproc {nproc} is more than the {available} {what} of this machine", f"--nproc {available}")
 
 
-def torchrun(nproc: int, arguments: list[str], run: Path) -> int:
+def torchrun(nproc: int, arguments: list[str], run: Path, max_restarts: int = 0) -> int:
     """Run `kdctool ARGUMENTS` in `nproc` processes and return the exit code of `run`."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    command.append(f"--max-restarts={max_restarts}")
     threads = max(1, (os.cpu_count() or 1) // nproc)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     child = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What a run says about itself: metrics.jsonl always, TensorBoard by recipe, and status.json."""
+"""What a run says about itself: metrics.jsonl always, trackers by recipe, and status.json."""
 
 import json
 import os
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kdctool.files import canonical_json, write_json
+from kdctool.recipe import Log as LogOptions
+from kdctool.train.trackers import open_trackers
 
 METRICS, STATUS = "metrics.jsonl", "status.json"
 
@@ -13,15 +15,11 @@ METRICS, STATUS = "metrics.jsonl", "status.json"
 class Log:
     """Rows of numbers by step. After a resume no step stands twice: later rows are cut off first."""
 
-    def __init__(self, run: Path, start_step: int, tensorboard: bool) -> None:
+    def __init__(self, run: Path, start_step: int, options: LogOptions) -> None:
         self.path = run / METRICS
         self._cut(start_step)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-        self._board: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run / "tb"), purge_step=start_step)
+        self._trackers = open_trackers(options, run, start_step)
 
     def _cut(self, start_step: int) -> None:
         if not self.path.exists():
@@ -42,15 +40,14 @@ class Log:
         """Append one row; `step` counts from 0 and names the step that was just done."""
         self._file.write(canonical_json({"step": step, **row}) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in row.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(name, value, step)
+        numbers = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
+        for tracker in self._trackers:
+            tracker.write(step, numbers)
 
     def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def write_status(

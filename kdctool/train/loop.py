@@ -1,5 +1,6 @@
 """Steps until done: learning rate, step, log, checkpoint, and a clean end however it ends."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,19 +10,22 @@ from typing import Any
 import torch
 
 from kdctool.batch import Batch
-from kdctool.dist import any_rank, barrier, is_main, world
-from kdctool.errors import Interrupted
-from kdctool.progress import bar, say
+from kdctool.dist import any_rank, barrier, is_main
+from kdctool.errors import Interrupted, KdctoolError
+from kdctool.objectives.collapse import Watch
+from kdctool.progress import Bar, bar, say
 from kdctool.recipe import Log as LogOptions
 from kdctool.recipe import Optim
+from kdctool.recipe.machine import Guard
 from kdctool.train import checkpoint
+from kdctool.train.clock import Clock
+from kdctool.train.guard import NonFiniteError, NonFiniteGuard
 from kdctool.train.log import Log, write_status
 from kdctool.train.optim import learning_rate, set_learning_rate
+from kdctool.train.saver import Saver
 from kdctool.train.step import Trainer, train_step
 from kdctool.train.stop import StopWish
-
-WARMUP_STEPS = 5
-"""First steps of a process are left out of its rates: they pay for starting workers and kernels."""
+from kdctool.train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,14 @@ class Length:
 
     steps_per_epoch: int
     total_steps: int
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where batches come from: `batches(step)` yields raw micro batches per step, `to_batch` puts one on the device."""
+
+    batches: Callable[[int], Iterator[list[Any]]]
+    to_batch: Callable[[Any], Batch]
 
 
 @dataclass(frozen=True)
@@ -42,126 +54,205 @@ class Fitted:
     data_wait: float
     """Share of the time spent waiting for data, warm-up steps left out."""
     resumed_from: int
+    skipped: tuple[int, ...] = ()
+    """Steps left out because they were not finite."""
 
 
-def fit(
-    trainer: Trainer,
-    batches: Callable[[int], Iterator[list[Any]]],
-    to_batch: Callable[[Any], Batch],
-    length: Length,
-    optim: Optim,
-    options: LogOptions,
-    run: Path,
-    identity: dict[str, Any],
-) -> Fitted:
-    """Train until `length.total_steps`, going on from the newest complete checkpoint of `run`.
+class Loop:
+    """One run, from the newest complete checkpoint to its last step.
 
-    `batches(step)` yields raw micro batches per step from that step on; `to_batch` puts one on the device.
-    `identity` stands in every checkpoint: what a resume is compared with.
+    `identity` stands in every checkpoint. `probe` measures the model every `log.probe_every_steps` on all ranks.
     """
-    folder = run / "checkpoints"
-    found = checkpoint.latest(folder)
-    step = 0
-    if found is not None:
-        checkpoint.restore(found, trainer.objective, trainer.optimizer)
-        trainer.scaler.load_state_dict(found.state["scaler"])
-        step = found.step
-        if is_main():
-            say(f"resume: {found.folder} holds step {step} of {length.total_steps}; going on from there")
-    barrier()
-    resumed_from = step
-    log = Log(run, step, options.tensorboard) if is_main() else None
-    clock = _Clock(trainer.global_batch)
-    meters: dict[str, float] = {}
-    last_save, saved_step = time.monotonic(), step if found is not None else -1
 
-    def save() -> None:
-        nonlocal last_save, saved_step
-        if is_main() and step != saved_step:
-            state = {"step": step, "clips": step * trainer.global_batch, "scaler": trainer.scaler.state_dict()}
-            checkpoint.save(folder, trainer.objective, trainer.optimizer, {**state, **identity})
-            checkpoint.purge(folder, options.keep)
-        last_save, saved_step = time.monotonic(), step
-        barrier()
+    def __init__(
+        self,
+        trainer: Trainer,
+        feed: Feed,
+        length: Length,
+        optim: Optim,
+        log: LogOptions,
+        guard: Guard,
+        run: Path,
+        identity: dict[str, Any],
+        probe: Callable[[], dict[str, float]] | None = None,
+        profile: tuple[int, int] | None = None,
+    ) -> None:
+        self.trainer, self.feed, self.length, self.optim = trainer, feed, length, optim
+        self.log_options, self.guard_options = log, guard
+        self.run, self.identity, self.probe, self.profile = run, identity, probe, profile
+        self.saver = Saver(run / "checkpoints", log.keep, log.keep_every, guard.failed_saves)
+        self.clock = Clock(trainer.global_batch)
+        self.watch = Watch()
+        self.step = self.saved = 0
+        self.last: dict[str, float] = {}
 
-    trainer.objective.train()
-    every = options.checkpoint_every_steps or length.steps_per_epoch
-    try:
-        with StopWish() as wish, bar("train", length.total_steps, "steps") as progress:
-            progress.advance(step)
-            reading = batches(step)
-            while step < length.total_steps:
-                clock.before_data()
+    def fit(self) -> Fitted:
+        """Train until the last step; whatever ends it early leaves the last checkpoint whole."""
+        skipped = self._resume()
+        resumed_from = self.step
+        self.guard = NonFiniteGuard(self.guard_options, self.run, self.identity, skipped)
+        self.log = Log(self.run, self.step, self.log_options) if is_main() else None
+        self.trainer.objective.train()
+        try:
+            with (
+                StopWish() as wish,
+                Watchdog(self.guard_options.stall_s, self._stalled) as watchdog,
+                bar("train", self.length.total_steps, "steps") as progress,
+            ):
+                progress.advance(self.step)
+                self._steps(wish, watchdog, progress)
+            self._save()
+            self.saver.finish()
+            barrier()
+        finally:
+            self.saver.wait()
+            if self.log is not None:
+                self.log.close()
+        if is_main() and (advice := self.clock.advice()):
+            say(advice)
+        return Fitted(
+            self.step, self.last, self.clock.rate, self.clock.wait_share, resumed_from, tuple(self.guard.skipped)
+        )
+
+    def _steps(self, wish: StopWish, watchdog: Watchdog, progress: Bar) -> None:
+        reading = self.feed.batches(self.step)
+        with self._profiler() as profiler:
+            while self.step < self.length.total_steps:
+                self.clock.before_data()
                 raw = next(reading)
-                clock.before_step()
-                lr = learning_rate(optim, step, length.steps_per_epoch, length.total_steps)
-                set_learning_rate(trainer.optimizer, lr)
-                meters = train_step(trainer, [to_batch(micro) for micro in raw], step)
-                clock.after_step()
-                if log is not None and (step % options.every_steps == 0 or step + 1 == length.total_steps):
-                    row = {**meters, "lr": lr, "epoch": step // length.steps_per_epoch, **clock.row(trainer.device)}
-                    log.write(step, row)
-                step += 1
-                progress.advance(1, f"loss {meters['loss']:.4f}  {clock.rate:.0f} clips/s")
-                due = options.checkpoint_every_minutes > 0 and (
-                    time.monotonic() - last_save > 60 * options.checkpoint_every_minutes
-                )
-                if step % every == 0 or any_rank(due, trainer.device):
-                    save()
-                if any_rank(wish.asked, trainer.device):
-                    save()
-                    raise Interrupted(
-                        f"stopped by a signal after step {step}; a checkpoint was saved",
-                        "the same command goes on from there",
-                        ctrl_c=any_rank(wish.ctrl_c, trainer.device),
-                    )
-        save()
-    finally:
-        if log is not None:
-            log.close()
-    return Fitted(step, meters, clock.rate, clock.wait_share, resumed_from)
+                self.clock.before_step()
+                if self.step not in self.guard.skipped and not self._one_step(raw):
+                    reading = self.feed.batches(self.step)  # Rolled back: read again from there.
+                    continue
+                self.step += 1
+                self.clock.after_step()
+                profiler()
+                watchdog.beat(self.step)
+                progress.advance(1, f"loss {self.last.get('loss', float('nan')):.4f}  {self.clock.rate:.0f} clips/s")
+                self._after_step(wish)
 
+    def _one_step(self, raw: list[Any]) -> bool:
+        """Train on one global batch; False when the run went back to an earlier checkpoint instead."""
+        lr = learning_rate(self.optim, self.step, self.length.steps_per_epoch, self.length.total_steps)
+        set_learning_rate(self.trainer.optimizer, lr)
+        micros = [self.feed.to_batch(micro) for micro in raw]
+        try:
+            self.last = train_step(self.trainer, micros, self.step)
+        except NonFiniteError as error:
+            self.guard.judge(error, micros)
+            if self.guard_options.on_nonfinite == "rollback":
+                self._roll_back()
+                return False
+            return True
+        except torch.cuda.OutOfMemoryError as error:
+            raise self._too_large(len(micros[0]["row"])) from error
+        if self.log is not None and self._is_logged():
+            row = {**self.last, "lr": lr, "epoch": self.step // self.length.steps_per_epoch}
+            self.log.write(self.step, row | self.clock.row(self.trainer.device))
+            for warning in self.watch.look(self.last):
+                say(f"warning: {warning}")
+        return True
 
-class _Clock:
-    """Clips per second and the share of time spent waiting for data, first steps excluded."""
+    def _is_logged(self) -> bool:
+        return self.step % self.log_options.every_steps == 0 or self.step + 1 == self.length.total_steps
 
-    def __init__(self, global_batch: int) -> None:
-        self.global_batch = global_batch
-        self.steps = 0
-        self.waiting = self.working = 0.0
-        self._mark = time.monotonic()
+    def _after_step(self, wish: StopWish) -> None:
+        minutes = self.log_options.checkpoint_every_minutes
+        overdue = minutes > 0 and time.monotonic() - self.saver.last_try > 60 * minutes
+        bad_disk = self.saver.doomed is not None or self.saver.broken is not None
+        overdue, asked, ctrl_c, bad_disk = any_rank(overdue, wish.asked, wish.ctrl_c, bad_disk)
+        every = self.log_options.checkpoint_every_steps or self.length.steps_per_epoch
+        if bad_disk:
+            raise (
+                self.saver.doomed or self.saver.broken or KdctoolError("checkpoints cannot be written on the main rank")
+            )
+        if self.step % every == 0 or overdue or asked:
+            self._save()
+        if asked:
+            self.saver.finish()
+            raise Interrupted(
+                f"stopped by a signal after step {self.step}; a checkpoint was saved",
+                "the same command goes on from there",
+                ctrl_c=ctrl_c,
+            )
+        probe_every = self.log_options.probe_every_steps
+        if self.probe is not None and probe_every and self.step % probe_every == 0:
+            found = self.probe()
+            self.trainer.objective.train()
+            if self.log is not None:
+                self.log.write(self.step - 1, {f"probe/{name}": value for name, value in found.items()})
 
-    def before_data(self) -> None:
-        self._mark = time.monotonic()
+    def _save(self) -> None:
+        if self.step == self.saved:
+            return
+        state = {
+            "step": self.step,
+            "clips": self.step * self.trainer.global_batch,
+            "skipped": self.guard.skipped,
+            "scaler": self.trainer.scaler.state_dict(),
+            **checkpoint.machine(),
+            **self.identity,
+        }
+        self.saver.save(self.trainer.objective, self.trainer.optimizer, state)
+        self.saved = self.step
+        if is_main():
+            write_status(self.run, "running", self.step)
 
-    def before_step(self) -> None:
-        now = time.monotonic()
-        if self.steps >= WARMUP_STEPS:
-            self.waiting += now - self._mark
-        self._mark = now
+    def _resume(self) -> list[int]:
+        """Go to the newest complete checkpoint; the steps it says were left out."""
+        found = checkpoint.latest(self.run / "checkpoints")
+        barrier()
+        if found is None:
+            return []
+        checkpoint.restore(found, self.trainer.objective, self.trainer.optimizer)
+        self.trainer.scaler.load_state_dict(found.state["scaler"])
+        self.step = self.saved = found.step
+        if is_main():
+            say(f"resume: {found.folder} holds step {self.step} of {self.length.total_steps}; going on from there")
+            for difference in checkpoint.other_machine(found.state):
+                say(f"resume: {difference}; from here on equal to the other run to rounding, not bit for bit")
+        return list(found.state.get("skipped", []))
 
-    def after_step(self) -> None:
-        if self.steps >= WARMUP_STEPS:
-            self.working += time.monotonic() - self._mark
-        self.steps += 1
+    def _roll_back(self) -> None:
+        self.saver.wait()
+        barrier()
+        found = checkpoint.latest(self.run / "checkpoints")
+        if found is None:
+            return  # Nothing was saved yet: leaving the step out is all there is.
+        checkpoint.restore(found, self.trainer.objective, self.trainer.optimizer)
+        self.trainer.scaler.load_state_dict(found.state["scaler"])
+        self.step = self.saved = found.step
+        if self.log is not None:
+            self.log.close()
+            self.log = Log(self.run, self.step, self.log_options)
+        if is_main():
+            say(f"rolled back to step {self.step}")
 
-    @property
-    def rate(self) -> float:
-        """Clips per second over all ranks; 0 until the first counted step."""
-        counted = self.steps - WARMUP_STEPS
-        return counted * self.global_batch / (self.waiting + self.working) if counted > 0 else 0.0
+    def _too_large(self, clips: int) -> KdctoolError:
+        smaller = max((n for n in range(1, clips) if clips % n == 0), default=0)
+        memory = torch.cuda.get_device_properties(self.trainer.device).total_memory / 2**30
+        return KdctoolError(
+            f"{clips} clips per pass do not fit into the {memory:.0f} GB of the GPU",
+            f"--set training.micro_batch={smaller} gives the same result"
+            if smaller
+            else "a smaller model, or --set parallel.mode=fsdp on several GPUs",
+        )
 
-    @property
-    def wait_share(self) -> float:
-        total = self.waiting + self.working
-        return self.waiting / total if total > 0 else 0.0
+    def _stalled(self, cause: str) -> None:
+        if is_main():
+            write_status(self.run, "failed", self.saved, 1, cause, "the same command goes on from the last checkpoint")
 
-    def row(self, device: torch.device) -> dict[str, float]:
-        row = {"clips_per_s": round(self.rate, 2), "data_wait": round(self.wait_share, 4)}
-        row["clips_per_s_per_rank"] = round(self.rate / world()[1], 2)
-        if device.type == "cuda":
-            row["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
-        return row
+    @contextlib.contextmanager
+    def _profiler(self) -> Iterator[Callable[[], None]]:
+        """Record the steps of `profile` into RUN/profile as a trace that Perfetto and TensorBoard open."""
+        if self.profile is None or not is_main():
+            yield lambda: None
+            return
+        first, last = self.profile[0] - self.step, self.profile[1] - self.step
+        schedule = torch.profiler.schedule(wait=max(0, first - 1), warmup=1, active=last - max(first, 1), repeat=1)
+        handler = torch.profiler.tensorboard_trace_handler(str(self.run / "profile"))
+        with torch.profiler.profile(schedule=schedule, on_trace_ready=handler, record_shapes=True) as recorder:
+            yield recorder.step
 
 
 def end_status(run: Path, step: int, error: BaseException | None, next_step: str) -> None:

@@ -28,7 +28,7 @@ def build(module: nn.Module, options: Optim, lr_scales: dict[str, float] | None 
         for (scale, decay), parameters in groups.items()
     ]
     optimizer = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
-    fused = next(module.parameters()).device.type == "cuda"
+    fused = next(module.parameters()).device.type in ("cpu", "cuda")
     return optimizer(tables, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
 
 

@@ -3,7 +3,8 @@
 Terms that couple clips need the features of the whole global batch. With one micro batch they are gathered
 in the forward pass; with several, the features of all are computed first without gradient, the coupled loss is
 differentiated once with respect to them, and each micro batch is then run with gradient against that (the
-idea of GradCache, Gao et al. 2021). Both passes draw the same masks, so the result is exact.
+idea of GradCache, Gao et al. 2021). Both passes draw the same masks, so the result is exact. A parameter of the
+coupled loss itself, such as a learned temperature, gets its gradient from that one differentiation.
 """
 
 import math
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 
 from kdctool.batch import Batch
 from kdctool.dist import gather, mean_over_ranks, world
-from kdctool.errors import KdctoolError
+from kdctool.objectives import collapse
 from kdctool.seeds import fold
-from kdctool.train.parallel import accumulating
+from kdctool.train.guard import NonFiniteError
+from kdctool.train.parallel import accumulating, whole
 
 
 @dataclass
@@ -35,6 +37,10 @@ class Trainer:
     global_batch: int
     grad_clip: float
     seed: int
+    gradient_norms_every: int = 0
+    """Steps between measurements of each term's own gradient norm; 0 = never."""
+    collapse_every: int = 0
+    """Steps between measurements of the embeddings; 0 = never."""
 
     def precision(self) -> torch.autocast:
         """The autocast context of the forward pass."""
@@ -42,12 +48,40 @@ class Trainer:
 
 
 def train_step(trainer: Trainer, micros: list[Batch], step: int) -> dict[str, float]:
-    """Run one optimiser step on this rank's micro batches; the returned meters are means over the global batch."""
-    rng = torch.Generator(trainer.device)
+    """Run one optimiser step on this rank's micro batches.
+
+    The returned numbers are means over the global batch: each term as it is and as `weighted/TERM`, the objective's
+    meters, the loss and the gradient norm; at their intervals also `gradient/TERM` and what `collapse` measures.
+    """
     seed = fold(trainer.seed, "step", step)
     _seed_everything(seed)
+    extra: dict[str, float] = {}
+    if trainer.gradient_norms_every and step % trainer.gradient_norms_every == 0:
+        extra.update(_gradient_norms(trainer, micros, seed))
+        _seed_everything(seed)
+    meters, embeddings = _backward(trainer, micros, seed)
+    weighted = {name: meters[name] * weight for name, weight in trainer.objective.weights.items()}
+    meters |= {f"weighted/{name}": value for name, value in weighted.items()}
+    meters["loss"] = torch.stack(list(weighted.values())).sum()
+    names = sorted(meters)
+    values = mean_over_ranks(torch.stack([meters[name].float() for name in names])).tolist()
+    result = dict(zip(names, values, strict=True))
+    if trainer.collapse_every and step % trainer.collapse_every == 0:
+        extra.update(collapse.measure({name: gather(x, dim=1) for name, x in sorted(embeddings.items())}))
+    result["grad_norm"] = _update(trainer, step, result["loss"])
+    trainer.objective.after_step(step)
+    return result | extra
+
+
+def _backward(trainer: Trainer, micros: list[Batch], seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Leave the (scaled) gradients of the global batch in the parameters.
+
+    Returns raw terms and meters, means over this rank's clips, and this rank's embeddings (J, B, D).
+    """
+    rng = torch.Generator(trainer.device)
     feature_grads, coupled_terms = _cached_features(trainer, micros, rng.manual_seed(seed))
     sums: dict[str, Tensor] = {}
+    embeddings: dict[str, list[Tensor]] = {}
     for place, (batch, grads) in enumerate(zip(micros, feature_grads, strict=True)):
         with accumulating(trainer.module, more_to_come=place + 1 < len(micros)):
             with trainer.precision():
@@ -55,14 +89,27 @@ def train_step(trainer: Trainer, micros: list[Batch], step: int) -> dict[str, fl
             trainer.scaler.scale(loss.total / len(micros)).backward()
         for name, value in {**loss.terms, **loss.meters}.items():
             sums[name] = sums.get(name, 0) + value.detach() / len(micros)
-    meters = {**sums, **coupled_terms}
-    meters["loss"] = torch.stack([meters[name] * weight for name, weight in trainer.objective.weights.items()]).sum()
-    names = sorted(meters)
-    values = mean_over_ranks(torch.stack([meters[name].float() for name in names])).tolist()
-    result = dict(zip(names, values, strict=True))
-    result["grad_norm"] = _update(trainer, step, result["loss"])
-    trainer.objective.after_step(step)
-    return result
+        for name, value in loss.embeddings.items():
+            embeddings.setdefault(name, []).append(value)
+    return {**sums, **coupled_terms}, {name: torch.cat(parts, dim=1) for name, parts in embeddings.items()}
+
+
+def _gradient_norms(trainer: Trainer, micros: list[Batch], seed: int) -> dict[str, float]:
+    """Norm of each weighted term's own gradient: a pass with the weights of all other terms at 0."""
+    objective, found = trainer.objective, {}
+    weights = objective.weights
+    try:
+        for term in weights:
+            objective.weights = {name: weight if name == term else 0.0 for name, weight in weights.items()}
+            _seed_everything(seed)
+            _backward(trainer, micros, seed)
+            grads = [p.grad for p in objective.parameters() if p.grad is not None]
+            norm = float(whole(nn.utils.get_total_norm(grads)))
+            found[f"gradient/{term}"] = norm / trainer.scaler.get_scale()
+            trainer.optimizer.zero_grad(set_to_none=True)
+    finally:
+        objective.weights = weights
+    return found
 
 
 def _update(trainer: Trainer, step: int, loss: float) -> float:
@@ -70,13 +117,12 @@ def _update(trainer: Trainer, step: int, loss: float) -> float:
     trainer.scaler.unscale_(trainer.optimizer)
     parameters = [p for p in trainer.objective.parameters() if p.grad is not None]
     limit = trainer.grad_clip or float("inf")
-    norm = float(nn.utils.clip_grad_norm_(parameters, limit))
+    norm = float(whole(nn.utils.clip_grad_norm_(parameters, limit)))
     # fp16 overflows are the scaler's business: it skips the step and lowers its scale.
     if not math.isfinite(loss) or not (math.isfinite(norm) or trainer.scaler.is_enabled()):
-        raise KdctoolError(
-            f"step {step}: loss {loss}, gradient norm {norm}: not finite, so the step was not taken",
-            "lower optim.lr or set optim.grad_clip; the last checkpoint is intact",
-        )
+        trainer.scaler.update()
+        trainer.optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteError(step, loss, norm)
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -99,11 +145,14 @@ def _cached_features(
     everything = {name: gather(value, dim=1) for name, value in own.items()}  # (J, G, D)
     terms = trainer.objective.coupled(everything)
     loss = torch.stack([trainer.objective.weights[name] * value for name, value in terms.items()]).sum()
-    grads = torch.autograd.grad(loss, list(own.values()))
+    leaves = own | {name: p for name, p in trainer.objective.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    grads = {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
     # The gather's backward already sums over ranks, as DDP's mean expects; only the mean over micro batches is undone.
-    scaled = {name: grad * len(micros) for name, grad in zip(own, grads, strict=True)}
-    pieces = {name: grad.split(sizes, dim=1) for name, grad in scaled.items()}
-    return [{name: piece[m] for name, piece in pieces.items()} for m in range(len(micros))], {
+    # Every rank and every micro batch has the whole gradient of a parameter: their means are that again.
+    pieces = {name: (grads[name] * len(micros)).split(sizes, dim=1) for name in own if name in grads}
+    whole_grads = {name: whole(grad) for name, grad in grads.items() if name not in own}
+    return [{name: piece[m] for name, piece in pieces.items()} | whole_grads for m in range(len(micros))], {
         name: value.detach() for name, value in terms.items()
     }
 

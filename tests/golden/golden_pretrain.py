@@ -56,13 +56,17 @@ def model_options(config: dict[str, Any]) -> Model:
     )
 
 
-def recipe_of(config: dict[str, Any], views: int) -> Recipe:
-    """The recipe that describes a case."""
+def recipe_of(config: dict[str, Any], views: int, legacy_view2_order: bool) -> Recipe:
+    """The recipe that describes a case.
+
+    The reference never chains its joint blocks in pre-training; with one block there is no difference.
+    """
     distils = views > 1
+    model = model_options(config)
     return recipe_from(
         {
             "name": "golden",
-            "model": model_options(config).model_dump(),
+            "model": {**model.model_dump(), "released_joint_order": model.joint_depth > 1},
             "masking": {
                 "views": views,
                 "audio_ratio": config["mask_ratio_a"],
@@ -70,6 +74,7 @@ def recipe_of(config: dict[str, Any], views: int) -> Recipe:
             },
             "objective": {
                 "name": "kdc_mae" if distils else "cav_mae",
+                "legacy_view2_order": legacy_view2_order,
                 "reconstruction": {"weight": float(config["mae_loss_weight"]), "norm_pix": config["norm_pix_loss"]},
                 "contrastive": {
                     "weight": float(config["contrast_loss_weight"]),
@@ -87,15 +92,17 @@ def recipe_of(config: dict[str, Any], views: int) -> Recipe:
 
 
 def prepare(
-    case: Case, config: dict[str, Any], noise: tuple[Tensor, Tensor], inputs: Case, views: int = 1, **legacy: bool
+    case: Case,
+    config: dict[str, Any],
+    noise: tuple[Tensor, Tensor],
+    inputs: Case,
+    views: int = 1,
+    legacy_view2_order: bool = False,
 ) -> Run:
-    """Model with the case's weights, its inputs, and the views that the noise decides.
-
-    The reference never chains its joint blocks in pre-training; with one block there is no difference.
-    """
-    recipe = recipe_of(config, views)
-    encoder = AVEncoder(recipe.model, released_joint_order=recipe.model.joint_depth > 1)
-    objective = KdcMae(recipe, encoder, **legacy)
+    """Model with the case's weights, its inputs, and the views that the noise decides."""
+    recipe = recipe_of(config, views, legacy_view2_order)
+    encoder = AVEncoder(recipe.model)
+    objective = KdcMae(recipe, encoder)
     state = case.weights()
     load_encoder(encoder, state)
     assert objective.decoder is not None

@@ -1,12 +1,11 @@
-"""Real clips, made once per session by the ffmpeg that the product itself would use."""
+"""Real clips, made once per session by the ffmpeg of imageio-ffmpeg: a system's may lack encoders and options."""
 
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
-
-from kdctool.media import binary
 
 Make = Callable[..., Path]
 
@@ -18,7 +17,7 @@ SOUND = "sine=f=440:r=44100:d=3"
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """make(name, *output options, before=[input options], inputs=[lavfi sources or files]) -> a clip of 3 s."""
     folder = tmp_path_factory.mktemp("clips")
-    exe = binary.find()
+    exe = str(imageio_ffmpeg.get_ffmpeg_exe())
 
     def clip(
         name: str, *options: str, inputs: tuple[str | Path, ...] = (PICTURE, SOUND), before: tuple[str, ...] = ()

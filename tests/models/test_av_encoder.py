@@ -14,9 +14,9 @@ TINY = Model(audio_frames=32, mel_bins=16, image_size=16, audio_patch=8, video_p
 SUBSETS = [frozenset(s) for s in chain.from_iterable(combinations(sorted(PASSES), n) for n in (1, 2, 3))]
 
 
-def make(options: Model = TINY, **flags: bool) -> AVEncoder:
+def make(options: Model = TINY) -> AVEncoder:
     torch.manual_seed(0)
-    return AVEncoder(options, **flags)
+    return AVEncoder(options)
 
 
 def inputs(clips: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,7 +91,7 @@ def test_the_released_order_differs_only_with_several_joint_blocks() -> None:
     for depth, same in ((1, True), (2, False)):
         options = TINY.model_copy(update={"joint_depth": depth})
         ours: Encoded = make(options)(*inputs())
-        released: Encoded = make(options, released_joint_order=True)(*inputs())
+        released: Encoded = make(options.model_copy(update={"released_joint_order": True}))(*inputs())
         assert torch.equal(ours.joint, released.joint)
         assert torch.equal(ours.audio, released.audio) == same
         assert torch.equal(ours.video, released.video) == same

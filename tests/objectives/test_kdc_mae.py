@@ -1,6 +1,5 @@
 """The family's corners: what each knob does, what a view is worth, and where tokens land."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from kdctool.errors import UsageFault
 from kdctool.masking import Views
 from kdctool.models.av_encoder import AVEncoder
 from kdctool.objectives.kdc_mae import KdcMae
-from kdctool.objectives.self_distillation import as_distribution, between_views, js
+from kdctool.recipe.presets import PRESETS
 
 EVERYONE = list(range(8))
 ONE_VIEW = {"masking": {"views": 1}, "objective": {"self_distillation": {"weight": 0.0}}}
@@ -116,9 +115,9 @@ def test_a_clip_in_another_micro_batch_changes_only_coupled_terms(
 def test_decoder_puts_a_tagged_token_on_its_own_index_in_every_view(
     views: int, legacy: bool, make_recipe: Callable[..., Any], make_batch: Callable[..., Batch]
 ) -> None:
-    distils = {"self_distillation": {"weight": 1.0 if views > 1 else 0.0}}
-    recipe = make_recipe("kdc_mae", masking={"views": views}, objective=distils)
-    objective = KdcMae(recipe, AVEncoder(recipe.model), legacy_view2_order=legacy)
+    changes = {"self_distillation": {"weight": 1.0 if views > 1 else 0.0}, "legacy_view2_order": legacy}
+    recipe = make_recipe("kdc_mae", masking={"views": views}, objective=changes)
+    objective = KdcMae(recipe, AVEncoder(recipe.model))
     batch = make_batch(EVERYONE)
     tokens, seen = objective.model.audio_tokens, []
     decoder = objective.decoder
@@ -141,50 +140,16 @@ def test_decoder_puts_a_tagged_token_on_its_own_index_in_every_view(
 def test_the_decoder_itself_uses_each_views_own_order(
     make_recipe: Callable[..., Any], make_batch: Callable[..., Batch]
 ) -> None:
-    recipe, batch = make_recipe("kdc_mae"), make_batch(EVERYONE)
+    batch = make_batch(EVERYONE)
     predictions = []
     for legacy in (False, True):
+        recipe = make_recipe("kdc_mae", objective={"legacy_view2_order": legacy})
         torch.manual_seed(0)
-        objective = KdcMae(recipe, AVEncoder(recipe.model), legacy_view2_order=legacy)
+        objective = KdcMae(recipe, AVEncoder(recipe.model))
         audio, video = objective.draw(batch, rng(), 8)
         predictions.append(objective.decode(objective.encode(batch, audio, video), audio, video)[0])
     assert torch.equal(predictions[0][0], predictions[1][0])
     assert not torch.allclose(predictions[0][1], predictions[1][1], atol=1e-4)
-
-
-def test_equal_views_do_not_diverge() -> None:
-    pooled = torch.randn(1, 6, 16, generator=rng()).expand(2, 6, 16)
-    for shift in ("global", "sample", "local"):
-        assert torch.equal(between_views(pooled, shift), torch.zeros(6))
-
-
-@pytest.mark.parametrize("shift", ["global", "sample"])
-def test_divergence_is_symmetric_bounded_and_positive(shift: str) -> None:
-    pooled = 5 * torch.randn(2, 200, 16, generator=rng())
-    forward, backward = between_views(pooled, shift), between_views(pooled.flip(0), shift)
-    torch.testing.assert_close(forward, backward)
-    assert float(forward.min()) > 0
-    assert float(forward.max()) < math.log(2)
-    apart = js(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
-    assert float(apart) == pytest.approx(math.log(2), abs=1e-6)
-
-
-def test_three_views_are_the_mean_of_their_pairs() -> None:
-    pooled = torch.randn(3, 5, 16, generator=rng())
-    pairs = [between_views(pooled[[i, j]], "global") for i, j in ((0, 1), (0, 2), (1, 2))]
-    torch.testing.assert_close(between_views(pooled, "global"), sum(pairs) / 3)
-
-
-def test_the_global_shift_couples_clips_and_the_sample_shift_does_not() -> None:
-    pooled = torch.randn(2, 4, 8, generator=rng())
-    for shift, couples in (("global", True), ("sample", False)):
-        leaf = pooled.clone().requires_grad_()
-        between_views(leaf, shift)[0].backward()
-        others = float(leaf.grad[:, 1:].abs().sum())
-        assert (others > 0) == couples
-        p = as_distribution(pooled, shift)
-        torch.testing.assert_close(p.sum(dim=-1), torch.ones(2, 4))
-        assert float(p.min()) >= 0
 
 
 def test_norm_pix_changes_the_target_alone(
@@ -234,16 +199,100 @@ def test_only_removed_patches_count(make_objective: Callable[..., Any], make_bat
             "are all 0",
             "raise one",
         ),
+        (
+            {"objective": {"decoder": {"kind": "light"}, "reconstruction": {"patches": "all"}}},
+            "objective.reconstruction.patches = 'all'",
+            "objective.decoder.kind = 'joint'",
+        ),
+        (
+            {"objective": {"decoder": {"kind": "light"}, "legacy_view2_order": True}},
+            "objective.legacy_view2_order = true",
+            "objective.legacy_view2_order = false",
+        ),
+        (
+            {"objective": {"contrastive": {"learn_temperature": True, "temperature": 2.0}}},
+            "temperature = 2 is outside temperature_range = [0.01, 1]",
+            "widen the range",
+        ),
+        (
+            {"objective": {"contrastive": {"own_ratio": 1e-17}}},
+            "objective.contrastive.own_ratio = 1e-17 removes none of 8 tokens",
+            "raise it to 0.125",
+        ),
     ],
 )
-def test_knobs_that_contradict_each_other_are_refused(
-    changes: dict[str, Any], said: str, fix: str, make_objective: Callable[..., Any]
+def test_knobs_that_contradict_each_other_are_refused_by_the_recipe(
+    changes: dict[str, Any], said: str, fix: str, make_recipe: Callable[..., Any]
 ) -> None:
     with pytest.raises(UsageFault) as caught:
-        make_objective("kdc_mae", **changes)
+        make_recipe("kdc_mae", **changes)
     assert said in caught.value.cause
-    assert fix in caught.value.next_step
+    assert fix in caught.value.cause
+
+
+def test_an_objective_of_another_name_built_on_the_family_is_checked_too(make_recipe: Callable[..., Any]) -> None:
+    recipe = make_recipe("labs_own", masking={"views": 1})
+    with pytest.raises(UsageFault, match="compares views") as caught:
+        KdcMae(recipe, AVEncoder(recipe.model))
+    assert "masking.views = 2" in caught.value.next_step
+
+
+def test_masks_cannot_learn_without_a_reconstruction(make_objective: Callable[..., Any]) -> None:
+    with pytest.raises(UsageFault, match=r"masking.video = 'adaptive' learns from what was badly predicted") as caught:
+        make_objective("cav", masking={"video": "adaptive"})
+    assert "objective.reconstruction.weight" in caught.value.next_step
 
 
 def test_all_presets_are_one_class(make_objective: Callable[..., Any]) -> None:
-    assert {type(make_objective(name)) for name in ("kdc_mae", "cav_mae", "mae", "cav")} == {KdcMae}
+    assert {type(make_objective(name)) for name in PRESETS} == {KdcMae}
+
+
+def test_three_views_are_a_preset(make_objective: Callable[..., Any], make_batch: Callable[..., Batch]) -> None:
+    objective = make_objective("kdc_mae_3")
+    audio, _ = objective.draw(make_batch(EVERYONE), rng(), 8)
+    assert torch.equal((1 - audio.mask).sum(dim=(0, 2)), torch.full((8,), 3.0 * audio.ids_keep.shape[2]))
+    assert float((1 - audio.mask).sum(dim=0).max()) == 1
+
+
+def test_the_own_pass_of_contrast_sees_what_its_ratio_leaves_and_nothing_else_changes(
+    make_objective: Callable[..., Any], make_batch: Callable[..., Batch]
+) -> None:
+    batch = make_batch(EVERYONE)
+    shared = make_objective("kdc_mae")(batch, rng(), 8)
+    objective = make_objective("kdc_mae", objective={"contrastive": {"own_ratio": 0.25}})
+    seen: list[tuple[int, ...]] = []
+    norms = (objective.encoder.norm, objective.encoder.norm_a, objective.encoder.norm_v)
+    for norm in norms:
+        norm.register_forward_hook(lambda _m, _i, out: seen.append(tuple(out.shape[:2])))
+    loss = objective(batch, rng(), 8)
+    # joint: 2 views of 2 + 4 tokens; contrast: 1 view of 6 of 8 and 12 of 16 tokens.
+    assert seen == [(16, 6), (8, 6), (8, 12)]
+    for term in ("reconstruction_audio", "reconstruction_video", "self_distillation"):
+        assert torch.equal(loss.terms[term], shared.terms[term])
+    assert not torch.equal(loss.terms["contrastive"], shared.terms["contrastive"])
+
+
+def test_all_patches_are_the_removed_and_the_visible_ones(
+    make_objective: Callable[..., Any], make_batch: Callable[..., Batch]
+) -> None:
+    batch = make_batch(EVERYONE)
+    removed, everything = (
+        make_objective("mae", objective={"reconstruction": {"patches": which}}) for which in ("removed", "all")
+    )
+    audio, video = removed.draw(batch, rng(), 8)
+    visible = Views(audio.ids_keep, audio.ids_restore, 1 - audio.mask)
+    parts = [removed.loss(batch, v, video).terms["reconstruction_audio"] for v in (audio, visible)]
+    found = everything.loss(batch, audio, video).terms["reconstruction_audio"]
+    torch.testing.assert_close(found, 0.75 * parts[0] + 0.25 * parts[1])
+
+
+def test_each_modality_can_be_distilled_as_well(
+    make_objective: Callable[..., Any], make_batch: Callable[..., Batch]
+) -> None:
+    batch = make_batch(EVERYONE)
+    joint = make_objective("kdc_mae")(batch, rng(), 8)
+    loss = make_objective("kdc_mae", objective={"self_distillation": {"per_modality": True}})(batch, rng(), 8)
+    more = {"self_distillation_audio", "self_distillation_video"}
+    assert loss.terms.keys() == joint.terms.keys() | more
+    assert all(loss.weights[name] == 10 and float(loss.terms[name]) > 0 for name in more)
+    assert torch.equal(loss.terms["self_distillation"], joint.terms["self_distillation"])

@@ -1,6 +1,7 @@
-"""Two gloo ranks: the coupled terms and all gradients are those of one process with the same global batch."""
+"""Two gloo ranks take the steps of one process: terms, gradients, and all that learns or moves beside the encoder."""
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -14,42 +15,41 @@ import torch
 from kdctool.batch import Batch
 from kdctool.recipe import Recipe, to_toml
 
-WORKER = """
-import sys, torch
-from torch.nn.parallel import DistributedDataParallel
-from kdctool import dist
-from kdctool.models.av_encoder import AVEncoder
-from kdctool.objectives import build
-from kdctool.recipe import load
-torch.set_num_threads(1)
-dist.init(torch.device("cpu"), timeout_s=60)
-rank, ranks = dist.world()
-recipe = load(sys.argv[1])
-torch.manual_seed(0)
-objective = build(recipe, AVEncoder(recipe.model))
-batch = torch.load(sys.argv[2], weights_only=True)
-mine = {name: x[rank::ranks] for name, x in batch.items()}
-wrapped = DistributedDataParallel(objective)  # must outlive backward
-loss = wrapped(mine, torch.Generator().manual_seed(7), 8)
-loss.total.backward()
-if rank == 0:
-    grads = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
-    torch.save({"terms": loss.terms, "grads": grads}, sys.argv[3])
-dist.shutdown()
-"""
+WORKER = Path(__file__).with_name("ranks_worker.py")
+LEARNING = {
+    "objective": {
+        "contrastive": {"weight": 0.5, "learn_temperature": True, "own_ratio": 0.5},
+        "self_distillation": {"stop_gradient": "teacher", "momentum": 0.9, "per_modality": True},
+        "decoder": {"kind": "light", "share": 0.5},
+    },
+    "masking": {"audio": "adaptive", "audio_options": {"weight": 1.0}},
+}
+CHANGES: dict[str, dict[str, Any]] = {
+    "plain-ddp-1": {"objective": {"contrastive": {"weight": 0.5}}},
+    "sample-ddp-1": {
+        "objective": {
+            "self_distillation": {"shift": "sample"},
+            "contrastive": {"learn_temperature": True, "direction": "both", "weight": 0.5},
+        }
+    },
+    "learning-ddp-2": LEARNING,
+    "learning-fsdp-2": LEARNING,
+}
+"""What changes, how it is spread over ranks, and micro batches per rank."""
 
 
-def run_ranks(tmp_path: Path, recipe: Recipe, batch: Batch) -> dict[str, dict[str, torch.Tensor]]:
-    (tmp_path / "r.toml").write_text(to_toml(recipe))
-    torch.save(batch, tmp_path / "batch.pt")
+def run_two_ranks(folder: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-c", WORKER, *(str(tmp_path / name) for name in ("r.toml", "batch.pt", "out.pt"))]
+    path = os.pathsep.join([str(WORKER.parents[2]), os.environ.get("PYTHONPATH", "")])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     workers = [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "PYTHONPATH": path}, stderr=-1)
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder)],
+            env={**os.environ, **shared, "RANK": str(rank), "PYTHONPATH": path},
+            stderr=subprocess.PIPE,
+        )
         for rank in range(2)
     ]
     try:
@@ -58,27 +58,28 @@ def run_ranks(tmp_path: Path, recipe: Recipe, batch: Batch) -> dict[str, dict[st
         for worker in workers:
             worker.kill()
     assert [worker.returncode for worker in workers] == [0, 0], errors
-    return torch.load(tmp_path / "out.pt", weights_only=True)
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("shift", ["global", "sample"])
-def test_two_ranks_equal_one_process(
-    shift: str,
-    tmp_path: Path,
-    make_recipe: Callable[..., Recipe],
-    make_objective: Callable[..., Any],
-    make_batch: Callable[..., Batch],
+def test_two_ranks_take_the_steps_of_one_process(
+    tmp_path: Path, make_recipe: Callable[..., Recipe], make_batch: Callable[..., Batch]
 ) -> None:
-    changes = {"self_distillation": {"shift": shift}, "contrastive": {"weight": 0.5}}
+    """Terms, gradient norms of each term, ranks of the embeddings, and every weight after three steps."""
     batch = make_batch(list(range(8)))
-    found = run_ranks(tmp_path, make_recipe("kdc_mae", objective=changes), batch)
-    objective = make_objective("kdc_mae", objective=changes)
-    loss = objective(batch, torch.Generator().manual_seed(7), 8)
-    loss.total.backward()
-    for term in objective.coupled_terms:
-        torch.testing.assert_close(found["terms"][term], loss.terms[term], atol=1e-6, rtol=1e-5)
-    expected = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
-    assert found["grads"].keys() == expected.keys()
-    for name, grad in expected.items():
-        torch.testing.assert_close(found["grads"][name], grad, atol=1e-6, rtol=1e-5)
+    torch.save(batch, tmp_path / "batch.pt")
+    recipes = {name: make_recipe("kdc_mae", **changes) for name, changes in CHANGES.items()}
+    for name, recipe in recipes.items():
+        (tmp_path / f"{name}.toml").write_text(to_toml(recipe))
+    run_two_ranks(tmp_path)
+    steps = runpy.run_path(str(WORKER))["steps"]
+    for name, recipe in recipes.items():
+        alone, found = steps(recipe, batch, "none", 1), torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        for one, two in zip(alone["rows"], found["rows"], strict=True):
+            shared = one.keys() - {"contrastive_accuracy"}  # with several micro batches nobody counts it
+            assert shared <= two.keys(), name
+            expected = {key: one[key] for key in shared}
+            assert {key: two[key] for key in shared} == pytest.approx(expected, rel=2e-4), name
+        assert any(key.startswith("gradient/") for key in alone["rows"][0])
+        assert alone["state"].keys() == found["state"].keys()
+        for key, value in alone["state"].items():
+            torch.testing.assert_close(found["state"][key], value, atol=2e-6, rtol=1e-5, msg=f"{name}: {key}")

@@ -100,10 +100,10 @@ def test_what_is_not_a_count_is_refused_where_a_count_is_meant(value):
 
 
 def test_set_overrides_the_file_and_makes_sections():
-    loaded = recipe.loads(GOOD, ["optim.lr=2e-4", "data.shards=my/shards", "masking.views = 1", 'name="other"'])
+    loaded = recipe.loads(GOOD, ["optim.lr=2e-4", "data.shards=my/shards", "masking.views = 3", 'name="other"'])
     assert loaded.optim.lr == 2e-4
     assert loaded.data.shards == "my/shards"
-    assert loaded.masking.views == 1
+    assert loaded.masking.views == 3
     assert loaded.name == "other"
 
 
@@ -163,6 +163,42 @@ def test_views_that_cannot_be_disjoint_are_refused_with_the_way_out():
     cause = fault(GOOD, ["masking.views=3", "masking.video_ratio=0.5"]).cause
     assert "masking.complementary = false" in cause
     assert recipe.loads(GOOD, ["masking.views=3", "masking.video_ratio=0.5", "masking.complementary=false"])
+
+
+def test_a_mask_that_removes_nothing_is_refused():
+    assert "masking.video_ratio = 1e-17 removes none of 196 tokens" in fault(GOOD, ["masking.video_ratio=1e-17"]).cause
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("masking.views=4", "masking.views must be less than or equal to 3, got 4"),
+        ("masking.views=0", "masking.views must be greater than or equal to 1, got 0"),
+        ("masking.audio_ratio=1.0", "masking.audio_ratio must be less than 1, got 1.0"),
+        ("model.audio_patch=24", "audio_frames = 1024 is not a multiple of its patch size 24; try audio_frames = 1032"),
+        ("objective.decoder.share=0", "objective.decoder.share must be greater than 0"),
+        ("objective.decoder.kind=lite", "objective.decoder.kind must be 'joint' or 'light', got 'lite' (did you mean"),
+        ("objective.self_distillation.divergence=klr", "'js', 'kl', 'kl_reverse' or 'sym_kl', got 'klr'"),
+        ("objective.self_distillation.momentum=1", "objective.self_distillation.momentum must be less than 1"),
+        ("objective.contrastive.own_ratio=0.999", "own_ratio = 0.999 keeps none of 512 tokens; lower it to 0.998"),
+        ("objective.contrastive.temperature_range=[0.1]", "objective.contrastive.temperature_range"),
+    ],
+)
+def test_a_knob_out_of_its_range_is_told_with_the_value_and_what_is_allowed(override, said):
+    assert said in fault(GOOD, [override]).cause
+
+
+def test_keys_that_contradict_each_other_are_told_before_anything_is_built():
+    cause = fault(GOOD, ["masking.views=1"]).cause
+    assert "objective.self_distillation.weight = 10 compares views, but masking.views = 1" in cause
+    assert "set masking.views = 2, or objective.self_distillation.weight = 0" in cause
+    assert recipe.loads(GOOD, ["masking.views=1", "objective.name=labs_own"]).masking.views == 1
+
+
+def test_a_collage_of_frames_needs_an_even_size_and_no_single_frame():
+    assert "data.frame = 'cycle' chooses one frame" in fault(GOOD, ["data.tiling=true", "data.frame=cycle"]).cause
+    cause = fault(GOOD, ["data.tiling=true", "model.image_size=45", "model.video_patch=5"]).cause
+    assert "data.tiling = true needs an even model.image_size, not 45; try 40" in cause
 
 
 def test_a_recipe_is_frozen():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from kdctool import recipe
 from kdctool.files import digest
+from kdctool.recipe.presets import PRESETS
 
 BASE = 'name = "mine"\n'
 
@@ -18,11 +19,11 @@ def keys(*overrides: str) -> dict[str, object]:
 @settings(max_examples=60, deadline=None)
 @given(
     width=st.integers(1, 64).map(lambda n: n * 12),
-    ratio=st.floats(0.5, 0.9),
+    ratio=st.floats(0.7, 0.9),
     lr=st.floats(1e-9, 10),
     name=st.text(min_size=1, max_size=20),
     shards=st.text(max_size=20),
-    preset=st.sampled_from(["kdc_mae", "cav_mae", "mae", "cav"]),
+    preset=st.sampled_from(sorted(PRESETS)),
     betas=st.tuples(st.floats(0.01, 0.99), st.floats(0.01, 0.999)),
 )
 def test_recipe_to_toml_to_recipe_is_the_identity(width, ratio, lr, name, shards, preset, betas):
@@ -43,7 +44,8 @@ def test_the_digest_ignores_what_moves_no_number():
     plain = digest(keys())
     for override in (
         "data.shards=elsewhere", "data.workers=7", "training.micro_batch=4", "log.every_steps=1", "log.keep=5",
-        "log.tensorboard=false", "log.checkpoint_every_steps=3", "log.checkpoint_every_minutes=1", "description=words",
+        "log.tensorboard=false", "log.gradient_norms_every=1",
+        "log.collapse_every=0", "log.checkpoint_every_steps=3", "log.checkpoint_every_minutes=1", "description=words",
         'expected=[{task="a", metric="b", value=1, source="c"}]',
     ):  # fmt: skip
         assert digest(keys(override)) == plain, override
@@ -54,6 +56,7 @@ def test_the_digest_follows_every_kind_of_key_that_moves_numbers():
     for override in (
         "seed=1", "data.frame=cycle", "data.train_split=all", "model.depth=2", "masking.audio=time", "optim.lr=1",
         "objective.contrastive.weight=0.5", "objective.decoder.depth=1", "training.epochs=1", "training.global_batch=8",
+        "objective.decoder.kind=light", "objective.legacy_view2_order=true", "model.released_joint_order=true",
         "training.precision=bf16", "objective.self_distillation.shift=local", "data.fbank_mean=0",
     ):  # fmt: skip
         assert digest(keys(override)) != plain, override
@@ -71,8 +74,8 @@ def test_result_keys_can_be_limited_to_sections():
 
 
 def test_changed_keys_name_the_key_and_both_values():
-    assert recipe.changed_keys(keys(), keys("optim.lr=0.5", "masking.views=1")) == [
-        "masking.views: 2 -> 1",
+    assert recipe.changed_keys(keys(), keys("optim.lr=0.5", "masking.views=3")) == [
+        "masking.views: 2 -> 3",
         "optim.lr: 0.0001 -> 0.5",
     ]
     assert recipe.changed_keys({}, {"a": 1}) == ["a: unset -> 1"]
@@ -82,6 +85,7 @@ def test_presets_set_defaults_and_give_way_to_the_recipe():
     cav = recipe.loads(BASE, ["objective.name=cav_mae"])
     assert (cav.masking.views, cav.objective.self_distillation.weight) == (1, 0.0)
     assert recipe.loads(BASE, ["objective.name=cav_mae", "masking.views=2"]).masking.views == 2
+    assert recipe.loads(BASE, ["objective.name=kdc_mae_3"]).masking.views == 3
     assert recipe.loads(BASE, ["objective.name=mae"]).objective.contrastive.weight == 0
     assert recipe.loads(BASE, ["objective.name=cav"]).objective.reconstruction.weight == 0
 

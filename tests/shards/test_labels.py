@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from kdctool.errors import DataFault, UsageFault
-from kdctool.shards.labels import check_known, read_label_list, read_labels, split_cell
+from kdctool.shards.formats import Box, split_cell
+from kdctool.shards.labels import check_known, read_label_list, read_labels
 from kdctool.shards.matching import match_labels
 
 
@@ -16,6 +17,10 @@ class Clip:
     source: str
     labels: tuple[str, ...] = ()
     split: str = ""
+    start_s: float = 0.0
+    end_s: float = 10.0
+    source_id: str = ""
+    boxes: tuple[Box, ...] = ()
 
 
 def rows(tmp_path: Path, text: str, **options: tuple[str, ...]) -> list[tuple[str, tuple[str, ...], str]]:
@@ -56,7 +61,8 @@ def test_tabs_and_semicolons_may_separate_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("a.mp4,dog\n", "first line"),
+        ("a.mp4:dog\n", "first line"),
+        ("path,label\n", "names no clips"),
         ("path,color\na,b\n", "first line"),
         ("", "first line"),
         ("path,label\na.mp4\n", ":2: 1 columns, the header has 2"),
@@ -99,7 +105,7 @@ def test_an_unknown_label_is_named_with_its_place_and_a_likely_name() -> None:
 def joined(tmp_path: Path, text: str, clips: list[Clip]) -> list[str]:
     path = tmp_path / "labels.csv"
     path.write_text(text, encoding="utf-8")
-    return [row.clip for row in match_labels(clips, read_labels(path), path)]
+    return [row.clip for row in match_labels(clips, read_labels(path))]
 
 
 def test_a_path_labels_every_clip_of_its_video_and_several_rows_add_up(tmp_path: Path) -> None:

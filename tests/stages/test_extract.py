@@ -35,6 +35,22 @@ NAMES = [
     "new\nline.mp4",
     "日本 é.mp4",
     "a.b.c.mp4",
+    "--.mp4",
+    "--help.mp4",
+    "-i.mp4",
+    "tab\there.mp4",
+    "back\\slash.mp4",
+    "*?[x].mp4",
+    "a;b&c|d.mp4",
+    "🎺.mp4",
+    "\u202eright-to-left\u202c עברית.mp4",
+    "e\u0301.mp4",
+    "\u00e9.mp4",
+    "UPPER.MP4",
+    "upper.mp4",
+    "concat:x.mp4",
+    "http:x.mp4",
+    "two..dots.mp4",
 ]
 
 
@@ -125,7 +141,7 @@ def test_a_rerun_makes_only_what_is_missing(videos: Path, video: bytes, tmp_path
     lost.rmdir()
     assert extract.run(videos, out, SETTINGS).num_made == 2
     assert before.items() <= {name: digest for name, digest in tree(out).items()}.items() | {
-        (name, before[name]) for name in ("manifest.jsonl", "done.json", ".ledger.jsonl")
+        (name, before[name]) for name in ("manifest.jsonl", "done.json", ".ledger.jsonl", "duplicates.json")
     }
     kept = {path: inode for path, inode in inodes(out).items() if path in places and str(lost) not in path}
     assert all(places[path] == inode for path, inode in kept.items())
@@ -177,7 +193,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(videos: Path, video: bytes, tmp_
     (out / "clips" / "00").mkdir(parents=True, exist_ok=True)
     (out / "clips" / "00" / "x-0000000000.partial").mkdir()
     done = extract.run(videos, out, SETTINGS, workers=2)
-    assert 0 < done.num_made <= 29 - 9
+    assert 0 < done.num_made <= 29 - 9 + 2  # Two were under work.
     assert tree(out) == tree(calm)
 
 
@@ -282,8 +298,60 @@ def test_a_dry_run_writes_nothing(videos: Path, tmp_path: Path) -> None:
     assert (plan.num_inputs, plan.num_todo, plan.num_ignored, plan.is_dry_run) == (9, 9, 1, True)
     assert plan.num_bytes == sum(path.stat().st_size for path in videos.rglob("*.m??") if ".hidden" not in str(path))
     assert not out.exists()
+    told = plan.estimate
+    assert told is not None
+    done = extract.run(videos, out, SETTINGS)
+    assert told.num_sampled == 8
+    assert told.num_clips == pytest.approx(done.counts["ok"], abs=1.5)
+    assert told.usable == pytest.approx(6 / 9, abs=0.15)
+    rows = [row for row in manifest(out) if row["frames"]]
+    loose = sum(4096 * -(-(out / name).stat().st_size // 4096) for row in rows for name in members(row)) + 4096 * len(
+        rows
+    )
+    assert told.loose_bytes == pytest.approx(loose, rel=0.3)
+    assert 0.4 * loose < told.tar_bytes < 1.5 * loose
+    assert 0 < told.seconds < 60
+    again = extract.run(videos, out, SETTINGS, dry_run=True)
+    assert (again.num_todo, again.estimate) == (0, None)
+
+
+def test_twins_of_every_kind_are_kept_apart_and_reported(videos: Path, tmp_path: Path) -> None:
+    for name in ("A.mp4", "\u00e9.mp4", "e\u0301.mp4"):
+        (videos / name).write_bytes((videos / "a.mp4").read_bytes())
+    done = extract.run(videos, tmp_path / "out", SETTINGS)
+    rows = [row for row in manifest(tmp_path / "out") if row["status"] == "ok"]
+    assert len({row["uid"] for row in rows}) == len({row["audio"] for row in rows}) == 9
+    told = json.loads((tmp_path / "out" / "duplicates.json").read_text())
+    assert [sorted(group["sources"]) for group in told["same_bytes"]] == [sorted(row["source"] for row in rows)]
+    assert (done.num_same_bytes, done.num_look_alike) == (8, 0)
+    record = json.loads((tmp_path / "out" / "done.json").read_text())
+    assert (
+        record["digests"]["duplicates.json"] == sha256((tmp_path / "out" / "duplicates.json").read_bytes()).hexdigest()
+    )
+
+
+def test_clips_that_lack_a_modality_are_counted(videos: Path, video: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.mp4").write_bytes(video)
+    mute = ["-i", str(tmp_path / "x.mp4"), "-an", "-c", "copy", str(videos / "mute.mp4")]
+    subprocess.run([binary.find(), "-v", "error", *mute], check=True)
+    assert extract.run(videos, tmp_path / "strict", SETTINGS).reasons["no_audio"] == 1
+    done = extract.run(videos, tmp_path / "out", Settings(frames=3, size=32, allow_missing="audio"))
+    assert (done.lacking, done.counts["ok"]) == ({"without audio": 1}, 7)
+    again = extract.run(videos, tmp_path / "out", Settings(frames=3, size=32, allow_missing="audio"))
+    assert (again.num_made, again.lacking) == (0, {"without audio": 1})
+
+
+def test_a_folder_of_an_earlier_version_goes_on_with_the_same_settings(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
     extract.run(videos, out, SETTINGS)
-    assert extract.run(videos, out, SETTINGS, dry_run=True).num_todo == 0
+    ledger = out / ".ledger.jsonl"
+    first, *rest = ledger.read_text().splitlines()
+    known = ("audio", "decoder", "frames", "jpeg_quality", "sample_rate", "size", "stride_s", "window_s")
+    settings = {key: value for key, value in json.loads(first)["settings"].items() if key in known}
+    ledger.write_text("\n".join([json.dumps({"settings": settings}), *rest, ""]))
+    assert extract.run(videos, out, SETTINGS).num_made == 0
+    with pytest.raises(UsageFault, match=re.escape("--fit (crop there, pad now)")):
+        extract.run(videos, out, Settings(frames=3, size=32, fit="pad"))
 
 
 def test_quarantined_inputs_are_tried_again_when_asked(videos: Path, tmp_path: Path) -> None:
@@ -433,7 +501,16 @@ def test_the_command_ends_with_a_table_and_the_next_command(
     payload = json.loads(capsys.readouterr().out)
     assert (payload["counts"], payload["num_made"]) == ({"ok": 6, "quarantined": 3}, 0)
     cli(str(videos), str(tmp_path / "dry"), "--dry-run")
-    assert "to do" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for part in ("to do", "clips, about", "time, about", "disk, about"):
+        assert part in said
+    clip = "--fps 2 --size 48 --fit pad --clip-seconds 0.5 --stride 0.5 --video-stream 0"
+    sound = "--audio opus --audio-rate 24000 --allow-missing both --audio-stream 0"
+    cli(str(videos), str(tmp_path / "other"), *clip.split(), *sound.split())
+    row = next(row for row in manifest(tmp_path / "other") if row["status"] == "ok")
+    assert (len(row["frames"]), row["crop"], row["audio"][-5:]) == (1, [0, -8, 64, 64], ".opus")
+    with pytest.raises(UsageFault, match="--frames and --fps"):
+        cli(str(videos), str(tmp_path / "both"), "--frames", "3", "--fps", "2")
 
 
 def test_media_and_its_command_import_no_torch() -> None:

@@ -342,7 +342,7 @@ def test_labels_come_from_the_file_and_rows_without_a_clip_are_listed(out: Path,
     csv.write_text('path,label,split\na/clip.mp4,"bow-wow, big",train\nvideos/v00.mp4,cat;dog,val\nnone.mp4,dog,\n')
     done = shard.run(out, tmp_path / "shards", labels=csv)
     assert (done.num_labels, done.multi_label) == (3, True)
-    assert (done.unmatched, done.unmatched_examples) == (1, ["line 4: 'none.mp4'"])
+    assert (done.unmatched, done.unmatched_examples) == (1, ["labels.csv:4: 'none.mp4'"])
     assert done.unlabelled == 60 - 6
     assert done.splits["val"]["clips"] == 3
     assert done.without_split == 54

@@ -1,10 +1,8 @@
 """Whole training runs on tiny shards: resume, ranks, accumulation, and what a changed recipe may not do."""
 
 import json
-import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,42 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from training_runs import assert_same_curve, command, curve, finish, rows, rows_so_far, start, weights
 
 from kdctool import recipe as recipes
 from kdctool.errors import KdctoolError, UsageFault
-from kdctool.stages import pretrain
-
-NUMBERS = ("loss", "reconstruction_audio", "reconstruction_video", "contrastive", "self_distillation", "grad_norm")
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def curve(run: Path) -> list[list[float]]:
-    return [[row[name] for name in NUMBERS if name in row] for row in rows(run)]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(max((run / "checkpoints").iterdir()) / "model.safetensors")
-
-
-def command(recipe: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "kdctool", "pretrain", str(recipe), "--out", str(out), "--device", "cpu", *more],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
-def finish(process: subprocess.Popen[bytes], timeout: float = 120) -> int:
-    _, err = process.communicate(timeout=timeout)
-    if process.returncode not in (0, 75, 130, -9):
-        print(err.decode(errors="replace"))
-    return process.returncode
+from kdctool.stages import finetune, pretrain
 
 
 @pytest.fixture
@@ -106,21 +73,64 @@ def test_micro_batches_give_the_curve_of_one_batch(
     for name, micro in (("whole", 0), ("split", 2)):
         recipe = recipes.load(tiny_recipe(*changes, f"training.micro_batch={micro}"))
         pretrain.run(recipe, out=tmp_path / name, device_name="cpu")
-    for one, many in zip(curve(tmp_path / "whole"), curve(tmp_path / "split"), strict=True):
-        assert one == pytest.approx(many, rel=1e-5, abs=1e-6)
+    assert_same_curve(tmp_path / "whole", tmp_path / "split")
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("shift", ["global", "sample"])
-def test_two_ranks_give_the_curve_of_one_process(tiny_recipe: Callable[..., Path], tmp_path: Path, shift: str) -> None:
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("objective.self_distillation.shift=global",),
+        ("objective.self_distillation.shift=sample", "training.micro_batch=2"),
+        ("objective.name=cav_mae", "parallel.checkpoint_activations=true"),
+    ],
+)
+def test_two_ranks_give_the_curve_of_one_process(
+    tiny_recipe: Callable[..., Path], tmp_path: Path, mode: str, changes: tuple[str, ...]
+) -> None:
     # A larger epsilon: Adam would blow gradients that are rounding noise up to full steps.
-    recipe = tiny_recipe(f"objective.self_distillation.shift={shift}", "training.epochs=4", "optim.eps=1e-3")
-    pretrain.run(recipes.load(recipe), out=tmp_path / "one", device_name="cpu")
+    recipe = tiny_recipe(*changes, f"parallel.mode={mode}", "training.epochs=7", "optim.eps=1e-3")
+    pretrain.run(recipes.load(recipe, ["training.micro_batch=0"]), out=tmp_path / "one", device_name="cpu")
     assert finish(command(recipe, tmp_path / "two", "--nproc", "2")) == 0
-    for one, two in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
-        assert one == pytest.approx(two, rel=1e-5, abs=1e-6)
+    assert len(curve(tmp_path / "one")) == 21
+    assert_same_curve(tmp_path / "one", tmp_path / "two")
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-6
+
+
+@pytest.mark.dist
+def test_a_checkpoint_of_two_sharded_ranks_goes_on_in_one_process(
+    tiny_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    changes = (
+        "training.epochs=4",
+        "optim.eps=1e-3",
+        "log.checkpoint_every_steps=6",
+        "log.keep=9",
+        "parallel.mode=fsdp",
+    )
+    recipe = tiny_recipe(*changes)
+    pretrain.run(recipes.load(recipe), out=tmp_path / "one", device_name="cpu")
+    assert finish(command(recipe, tmp_path / "two", "--nproc", "2")) == 0
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-00000012")
+    done = pretrain.run(recipes.load(recipe), out=tmp_path / "two", device_name="cpu")
+    assert done.fitted is not None
+    assert done.fitted.resumed_from == 6
+    assert_same_curve(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_finetuning_on_two_ranks_gives_the_curve_of_one_process(
+    tiny_recipe: Callable[..., Path], tmp_path: Path, mode: str
+) -> None:
+    recipe = tiny_recipe("training.epochs=1", f"parallel.mode={mode}", "finetune.optim.eps=1e-3")
+    pretrain.run(recipes.load(recipe), out=tmp_path / "pre", device_name="cpu")
+    finetune.run(tmp_path / "pre", out=tmp_path / "one", device_name="cpu")
+    assert finish(start("finetune", str(tmp_path / "pre"), "--out", str(tmp_path / "two"), "--nproc", "2")) == 0
+    assert len(curve(tmp_path / "one")) > 2
+    assert_same_curve(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.dist
@@ -149,10 +159,6 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("interrupted", code)
     assert max((run / "checkpoints").iterdir()).name == f"step-{status['step']:08d}"
-
-
-def rows_so_far(run: Path) -> list[str]:
-    return (run / "metrics.jsonl").read_text().splitlines()
 
 
 def test_a_changed_recipe_is_refused_key_by_key(tiny_recipe: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Starting training runs from tests, and reading what they left behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+NUMBERS = (
+    "loss", "reconstruction_audio", "reconstruction_video", "contrastive", "self_distillation", "classification",
+    "grad_norm",
+)  # fmt: skip
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(run: Path) -> list[list[float]]:
+    return [[row[name] for name in NUMBERS if name in row] for row in rows(run)]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(max((run / "checkpoints").iterdir()) / "model.safetensors")
+
+
+def command(recipe: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Start `kdctool pretrain RECIPE --out OUT ...` on the CPU."""
+    return start("pretrain", str(recipe), "--out", str(out), *more)
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    """Start a kdctool command on the CPU, one thread per process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "kdctool", *arguments, "--device", "cpu"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: subprocess.Popen[bytes], timeout: float = 120) -> int:
+    _, err = process.communicate(timeout=timeout)
+    if process.returncode not in (0, 75, 130, -9):
+        print(err.decode(errors="replace"))
+    return process.returncode
+
+
+def rows_so_far(run: Path) -> list[str]:
+    return (run / "metrics.jsonl").read_text().splitlines()
+
+
+def assert_same_curve(one: Path, two: Path) -> None:
+    """Equal to float32 rounding: losses to 1e-5; the gradient norm, which adds up every rounding, to 1e-4."""
+    assert len(rows(one)) == len(rows(two)) > 2
+    for a, b in zip(rows(one), rows(two), strict=True):
+        assert a["step"] == b["step"]
+        assert [a[n] for n in NUMBERS if n in a and n != "grad_norm"] == pytest.approx(
+            [b[n] for n in NUMBERS if n in b and n != "grad_norm"], rel=1e-5, abs=1e-6
+        )
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4, abs=1e-6)
