@@ -23,6 +23,7 @@ from kdctool.recipe import Optim, Recipe, Training
 from kdctool.shards.index import Index, Split
 from kdctool.train import launch
 from kdctool.train.checkpoint import latest
+from kdctool.train.flops import per_clip
 from kdctool.train.log import write_status
 from kdctool.train.loop import Feed, Fitted, Length, Loop, end_status
 from kdctool.train.optim import build
@@ -133,6 +134,15 @@ def train(
 ) -> Fitted:
     """Fit `objective` in `run`, which is locked meanwhile; status.json tells how it ended."""
     rank, ranks = dist.world()
+    model = recipe.model
+    shapes: dict[str, tuple[int, ...]] = {
+        "fbank": (model.audio_frames, model.mel_bins),
+        "frame": (3, model.image_size, model.image_size),
+    }
+    if labels:
+        shapes["label"] = (len(index.labels),)
+    # Counting takes a second or two: worth it where the rate of the device is worth knowing.
+    flops = per_clip(objective, shapes) if device.type == "cuda" else 0.0
     objective.to(device)
     module = wrap(objective, device, recipe.parallel)
     trainer = Trainer(
@@ -145,6 +155,7 @@ def train(
         global_batch=training.global_batch,
         grad_clip=optim.grad_clip,
         seed=recipe.seed,
+        flops_per_clip=flops,
         gradient_norms_every=recipe.log.gradient_norms_every * recipe.log.every_steps,
         collapse_every=recipe.log.collapse_every * recipe.log.every_steps,
     )

@@ -5,6 +5,7 @@ import time
 import torch
 
 from kdctool.dist import world
+from kdctool.train.flops import mfu
 
 WARMUP_STEPS = 5
 STARVED = 0.3
@@ -14,8 +15,8 @@ STARVED = 0.3
 class Clock:
     """Clips per second and the share of time spent waiting for data."""
 
-    def __init__(self, global_batch: int) -> None:
-        self.global_batch = global_batch
+    def __init__(self, global_batch: int, flops_per_clip: float = 0.0) -> None:
+        self.global_batch, self.flops_per_clip = global_batch, flops_per_clip
         self.steps = 0
         self.waiting = self.working = 0.0
         self._mark = time.monotonic()
@@ -54,6 +55,12 @@ class Clock:
         }
         if device.type == "cuda":
             row["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+        if self.flops_per_clip:
+            per_rank = self.rate / world()[1]
+            row["tflops_per_rank"] = round(per_rank * self.flops_per_clip / 1e12, 3)
+            name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+            if (share := mfu(per_rank, self.flops_per_clip, name)) is not None:
+                row["mfu"] = round(share, 4)
         return row
 
     def advice(self) -> str:

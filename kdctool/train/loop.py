@@ -81,7 +81,7 @@ class Loop:
         self.log_options, self.guard_options = log, guard
         self.run, self.identity, self.probe, self.profile = run, identity, probe, profile
         self.saver = Saver(run / "checkpoints", log.keep, log.keep_every, guard.failed_saves)
-        self.clock = Clock(trainer.global_batch)
+        self.clock = Clock(trainer.global_batch, trainer.flops_per_clip)
         self.watch = Watch()
         self.step = self.saved = 0
         self.last: dict[str, float] = {}

@@ -37,6 +37,8 @@ class Trainer:
     global_batch: int
     grad_clip: float
     seed: int
+    flops_per_clip: float = 0.0
+    """Counted forward and backward FLOPs, for the meters; 0 = not counted."""
     gradient_norms_every: int = 0
     """Steps between measurements of each term's own gradient norm; 0 = never."""
     collapse_every: int = 0

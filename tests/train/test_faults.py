@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -164,12 +165,38 @@ else:
         checkpoint.save_file = lambda tensors, path: (path.write_bytes(b"half"), os._exit(9))
 checkpoint.save(folder, model, optimizer, {{"step": 2}})
 """
-    import sys
-
     assert subprocess.run([sys.executable, "-c", script]).returncode == 9
     found = checkpoint.latest(tmp_path)
     assert found is not None
     assert found.step == 1
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_kill_during_a_purge_leaves_nothing_that_looks_complete(tmp_path: Path, moment: str) -> None:
+    script = f"""
+import os
+from pathlib import Path
+import torch
+from kdctool.train import checkpoint
+model = torch.nn.Linear(4, 4)
+optimizer = torch.optim.Adam([{{"params": list(model.parameters()), "lr_scale": 1.0}}])
+model(torch.ones(1, 4)).sum().backward(); optimizer.step()
+folder = Path({str(tmp_path)!r})
+for step in (1, 2, 3):
+    checkpoint.save(folder, model, optimizer, {{"step": step}})
+def half(path, *rest):
+    if {moment!r} == "after":
+        (path / "manifest.json").unlink()
+    os._exit(9)
+checkpoint.shutil.rmtree = half
+checkpoint.purge(folder, keep=1)
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 9
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.step == 3
+    checkpoint.purge(tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
 @pytest.mark.dist
