@@ -7,6 +7,7 @@ noise; sound with the spectrum and the rhythm of speech. Everything is seeded.
 import subprocess
 from pathlib import Path
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,11 +36,15 @@ def make(ffmpeg: str, path: Path, size: tuple[int, int], seed: int, b_frames: bo
 
 
 def cut(ffmpeg: str, video: Path, folder: Path, at: list[int]) -> list[Path]:
-    """Pieces of 10 s of a real video, not encoded again."""
+    """Pieces of 10 s of a real video, not encoded again; from a key frame, for OpenCV loses frames that are hidden."""
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        keys = [float(p.pts * p.time_base) for p in container.demux(stream) if p.is_keyframe and p.pts is not None]
     pieces = []
     for start in at:
+        key = min(key for key in keys if key >= start)
         path = folder / f"{video.stem}_{start}.mp4"
-        command = [ffmpeg, "-v", "error", "-y", "-ss", str(start), "-i", str(video), "-t", str(SECONDS)]
+        command = [ffmpeg, "-v", "error", "-y", "-ss", f"{key:.6f}", "-i", str(video), "-t", str(SECONDS)]
         subprocess.run([*command, "-c", "copy", str(path)], check=True, stdin=subprocess.DEVNULL)
         pieces.append(path)
     return pieces

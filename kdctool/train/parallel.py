@@ -22,6 +22,9 @@ from kdctool.progress import say
 from kdctool.recipe.machine import Parallel
 
 
+RECOMPILES = 64
+
+
 def blocks(module: nn.Module) -> list[nn.Module]:
     """Every element of every ModuleList."""
     return [block for part in module.modules() if isinstance(part, nn.ModuleList) for block in part]
@@ -34,6 +37,9 @@ def wrap(objective: nn.Module, device: torch.device, options: Parallel) -> nn.Mo
         inner = set(blocks(objective))
         apply_activation_checkpointing(objective, check_fn=lambda part: part in inner)
     if _compiles(options, device):
+        # All blocks share one forward: towers, modalities and views are more shapes than dynamo's limit of 8 allows,
+        # and past the limit it would run them uncompiled without a word.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILES)
         for block in blocks(objective):
             block.compile()
     if mode == "ddp":
