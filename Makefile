@@ -3,8 +3,8 @@
 
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.installed
-# Two workers: most tests wait for ffmpeg or use one thread. loadfile keeps a file's fixtures in one worker.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# Two workers: most tests wait for ffmpeg or use one thread; an idle worker takes tests from the other.
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 .PHONY: demo test lint format clean-venv help
 

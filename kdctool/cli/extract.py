@@ -1,16 +1,15 @@
 """kdctool extract."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from kdctool.cli.extract_rows import following, payload_of, rows_of
 from kdctool.cli.show import Format, summary
 
-if TYPE_CHECKING:
-    from kdctool.stages.extract import Summary
-
-_CLIPS, _HOW, _AGAIN = "What a clip is", "How it is made", "Reruns"
+_CLIPS, _HOW, _MANY, _AGAIN = "What a clip is", "How it is made", "Many machines", "Reruns"
+_SHARDS = "With --to-shards, as in kdctool shard"
 
 
 def register(app: typer.Typer) -> None:
@@ -110,6 +109,65 @@ def extract(
     max_bad: Annotated[
         float, typer.Option(min=0, max=1, rich_help_panel=_HOW, help="Exit code 3 when a larger share is quarantined.")
     ] = 1.0,
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N",
+            rich_help_panel=_MANY,
+            help="Only part I of N, from 1: a command per machine, all with the same OUT, or each with its own. The one"
+            " that ends last writes the manifest.",
+        ),
+    ] = "",
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge",
+            rich_help_panel=_MANY,
+            help="Write the manifest of parts whose folders were copied into OUT; make no clips.",
+        ),
+    ] = False,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            rich_help_panel=_MANY,
+            help="local: this machine. ray: a Ray cluster, whose nodes all see VIDEOS and OUT (pip install"
+            " 'kdctool\\[ray]'). Both give the same bytes.",
+        ),
+    ] = "local",
+    ray_address: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            rich_help_panel=_MANY,
+            help="The cluster of --engine ray. Default: RAY_ADDRESS, or else a Ray on this machine.",
+        ),
+    ] = "",
+    to_shards: Annotated[
+        bool,
+        typer.Option(
+            "--to-shards",
+            rich_help_panel=_SHARDS,
+            help="OUT gets the tars and the index of kdctool shard. Clips lie in OUT/extraction until their tar is"
+            " written: the disk never holds all clips and all tars.",
+        ),
+    ] = False,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", rich_help_panel=_SHARDS, help="Label file, SPLIT=FILE, or `folders`."),
+    ] = None,
+    labels_format: Annotated[
+        str, typer.Option(metavar="NAME", rich_help_panel=_SHARDS, help="Format of the label files.")
+    ] = "",
+    class_names: Annotated[
+        Path | None, typer.Option(rich_help_panel=_SHARDS, help="class_labels_indices.csv: turns ids into names.")
+    ] = None,
+    clips_per_shard: Annotated[int, typer.Option(min=1, rich_help_panel=_SHARDS, help="Clips in one tar.")] = 1000,
+    no_holdout: Annotated[
+        bool, typer.Option("--no-holdout", rich_help_panel=_SHARDS, help="Hold out no test split.")
+    ] = False,
+    split: Annotated[
+        str, typer.Option(metavar="NAME", rich_help_panel=_SHARDS, help="Put every clip into this split.")
+    ] = "",
     retry_quarantined: Annotated[
         bool, typer.Option("--retry-quarantined", rich_help_panel=_AGAIN, help="Try the quarantined ones again.")
     ] = False,
@@ -132,6 +190,7 @@ def extract(
     OUT/quarantine.jsonl; it never stops the run and never becomes data.
     """
     from kdctool.errors import UsageFault
+    from kdctool.media import parts
     from kdctool.media.settings import Settings
     from kdctool.stages import extract as stage
 
@@ -152,74 +211,61 @@ def extract(
         allow_missing=allow_missing,
         decoder=decoder,
     )
+    making: dict[str, Any] = {
+        "workers": workers,
+        "retry_quarantined": retry_quarantined,
+        "max_bad": max_bad,
+        "engine": engine,
+        "ray_address": ray_address,
+    }
+    packing: dict[str, Any] = {
+        "labels": labels,
+        "labels_format": labels_format,
+        "class_names": class_names,
+        "clips_per_shard": clips_per_shard,
+        "holdout": not no_holdout,
+        "split": split,
+    }
+    if to_shards:
+        if part or merge:
+            raise UsageFault("--to-shards needs all clips in one place", "extract the parts, then kdctool shard")
+        _to_shards(videos, out, settings, making, packing, overwrite, dry_run, format)
+        return
+    if labels or labels_format or class_names or clips_per_shard != 1000 or no_holdout or split:
+        raise UsageFault(
+            "labels, splits and sizes of shards are given without --to-shards", "give them to kdctool shard"
+        )
     done = stage.run(
         videos,
         out,
         settings,
-        workers=workers,
-        retry_quarantined=retry_quarantined,
         overwrite=overwrite,
         dry_run=dry_run,
-        max_bad=max_bad,
+        part=parts.parse(part) if part else None,
+        merge=merge,
+        **making,
     )
     title = "extract: plan" if done.is_dry_run else "extract"
-    next_step = "the same command without --dry-run" if done.is_dry_run else f"kdctool shard {out} shards/"
-    summary(title, _rows(done), next_step, _payload(done), format)
+    summary(title, rows_of(done), following(done), payload_of(done), format)
 
 
-def _rows(done: "Summary") -> list[tuple[str, str]]:
-    from kdctool.files import size_text
+def _to_shards(
+    videos: Path,
+    shards: Path,
+    settings: Any,
+    making: dict[str, Any],
+    packing: dict[str, Any],
+    overwrite: bool,
+    dry_run: bool,
+    format: Any,
+) -> None:
+    from kdctool.cli.shard import rows_of as shard_rows
+    from kdctool.stages import extract_to_shards as stage
 
-    rows = [("videos", str(done.num_inputs))]
-    if done.is_dry_run:
-        rows += [("done already", str(done.num_inputs - done.num_todo))]
-        rows += [("to do", f"{done.num_todo} ({size_text(done.num_bytes)} in these files)")]
-        rows += _told(done)
-    else:
-        total = sum(done.counts.values())
-        rows += [("clips", f"{total - done.counts.get('quarantined', 0)} of {total} usable")]
-        rows += [(status, str(done.counts.get(status, 0))) for status in ("ok", "flagged")]
-        rows += [(f"  {flag}", str(count)) for flag, count in done.flags.items()]
-        rows += [(lack, str(count)) for lack, count in sorted(done.lacking.items())]
-        rows += [("quarantined", str(done.counts.get("quarantined", 0)))]
-        rows += [(f"  {reason}", str(count)) for reason, count in done.reasons.items()]
-    rows += [("other files, ignored", str(done.num_ignored))]
-    rows += [("named twice", str(done.num_duplicates))] if done.num_duplicates else []
-    if done.num_same_bytes or done.num_look_alike:
-        told = f"{done.num_same_bytes} copies to the byte, {done.num_look_alike} groups that look alike"
-        rows += [("duplicates", f"{told} (duplicates.json)")]
-    rows += [("kept of videos not given now", str(done.num_absent))] if done.num_absent else []
-    if not done.is_dry_run:
-        rows += [("made now", f"{done.num_made} in {done.seconds:.1f} s, {done.clips_per_s:.1f} clips/s")]
-    return [*rows, ("folder", str(done.out))]
-
-
-def _told(done: "Summary") -> list[tuple[str, str]]:
-    """What a dry run found out by trying a few inputs."""
-    from kdctool.files import size_text
-
-    told = done.estimate
-    if told is None:
-        return []
-    return [
-        ("tried", f"{told.num_sampled} of them, {told.usable:.0%} of their clips usable"),
-        ("clips, about", f"{told.num_clips:.0f}"),
-        ("time, about", _time_text(told.seconds)),
-        ("disk, about", f"{size_text(told.loose_bytes)} here, {size_text(told.tar_bytes)} more as shards"),
-    ]
-
-
-def _time_text(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _payload(done: "Summary") -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(done) | {
-        "out": str(done.out),
-        "clips_per_s": round(done.clips_per_s, 3),
-        "seconds": round(done.seconds, 3),
-    }
+    made, packed = stage.run(videos, shards, settings, packing=packing, overwrite=overwrite, dry_run=dry_run, **making)
+    if packed is None:
+        summary("extract: plan", rows_of(made), following(made), payload_of(made), format)
+        return
+    next_step = f"kdctool recipe new --from {shards} > mine.toml, then kdctool pretrain mine.toml"
+    payload = {"extraction": payload_of(made), "shards": packed.payload()}
+    summary(f"shards in {shards}", [*rows_of(made), *shard_rows(packed)], next_step, payload, format)

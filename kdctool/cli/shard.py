@@ -60,7 +60,7 @@ def shard(
     again = "the same command without --dry-run"
     following = f"kdctool recipe new --from {shards} > mine.toml, then kdctool pretrain mine.toml"
     title = "shard: plan, nothing was written" if dry_run else f"shards in {shards}"
-    summary(title, _rows(done), again if dry_run else following, done.payload(), format)
+    summary(title, rows_of(done), again if dry_run else following, done.payload(), format)
 
 
 def verify(
@@ -84,7 +84,8 @@ def verify(
     summary(f"verify {path}", rows, "", report.payload(), format)
 
 
-def _rows(done: "ShardSummary") -> list[tuple[str, str]]:
+def rows_of(done: "ShardSummary") -> list[tuple[str, str]]:
+    """The table."""
     from kdctool.files import size_text
 
     rows = [

@@ -80,8 +80,7 @@ def audio(data: bytes, sample_rate: int, where: str, out: np.ndarray | None = No
 def _plain_wav(data: bytes, sample_rate: int) -> np.ndarray | None:
     """The samples of a 16-bit mono WAV, else None. ValueError when its sound ends early.
 
-    Half of the time of soundfile, which reads every other WAV and says what is wrong with it; but soundfile takes
-    a WAV that was cut for a shorter one.
+    soundfile reads every other WAV and says what is wrong with it; but it takes a WAV that was cut for a shorter one.
     """
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         return None

@@ -52,7 +52,7 @@ def log_mel(waveform: Tensor, sample_rate: int = 16000, num_mel_bins: int = 128)
         waveform = waveform.float()
         if waveform.device.type != "cpu":
             return _log_mel(waveform, size, shift, tables)
-        # One clip at a time fits into the processor's cache: a third of the time of the whole batch at once.
+        # One clip at a time fits into the processor's cache; the whole batch at once takes much longer.
         return torch.stack([_log_mel(clip, size, shift, tables) for clip in waveform])
 
 

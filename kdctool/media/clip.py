@@ -32,6 +32,7 @@ SILENT_BELOW = 33
 """-60 dB of 16-bit full scale."""
 STATIC_LEVELS, STATIC_SHARE = 16, 0.001
 """Frames are the same when fewer than this share of pixels differ by more than this many levels from the first."""
+PILLOW = version("pillow")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -70,7 +71,7 @@ def _outline(source: Source, item: Item, settings: Settings) -> tuple[Geometry, 
     todo = windows(source, settings, item.segment)
     if not source.has_video:
         return NO_PICTURE, todo
-    frame = decode_pyav.first_frame(source)
+    frame = decode_pyav.first_frame(source, goes_on=choose(settings.decoder, source.video.codec) == "pyav")
     return geometry(frame, source.video_stream.sample_aspect_ratio, settings.size, settings.fit), todo
 
 
@@ -164,8 +165,8 @@ def _same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
 
 def _times(source: Source, wanted: Plan) -> list[float]:
     """Seconds of the frames after the video's first frame, the clock of start_s."""
-    base = source.video.time_base
-    return [round(float(pts * base - source.start), 6) for pts in wanted.pts]
+    base, start = source.video.time_base, source.start
+    return [round(float(pts * base - start), 6) for pts in wanted.pts]
 
 
 def _jpeg(frame: NDArray[np.uint8], quality: int) -> bytes:
@@ -178,7 +179,7 @@ def _jpeg(frame: NDArray[np.uint8], quality: int) -> bytes:
 def _versions(decoder: str, tools: Tools) -> dict[str, str]:
     versions = {
         "kdctool": __version__,
-        "pillow": version("pillow"),
+        "pillow": PILLOW,
         "pyav": av.__version__,
         "soundfile": soundfile.__version__,
     }

@@ -57,7 +57,8 @@ def _stat_reason(path: str, error: OSError) -> str:
 def open_container(path: str) -> Any:
     """A PyAV container; only allowed formats, only this file."""
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": PROTOCOLS, "fflags": READING_FLAGS}
-    per_stream = [{"skip_frame": "all"}] * _MOST_STREAMS if _describes_itself(path) else None
+    # PyAV annotates it as a list of texts; it takes dictionaries.
+    per_stream: Any = [{"skip_frame": "all"}] * _MOST_STREAMS if _describes_itself(path) else None
     try:
         return av.open(f"file:{path}", options=options, stream_options=per_stream, metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:

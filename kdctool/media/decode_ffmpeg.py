@@ -110,7 +110,8 @@ def _graph(source: Source, plan: Plan, wanted: list[int], seek: _Seek | None, pi
         )
         for name, options in chain:
             audio = audio.filter(name, **options)
-        audio = audio.filter("atrim", end_sample=plan.window.num_samples)
+        # One write for many frames of the codec: each wakes this process.
+        audio = audio.filter("atrim", end_sample=plan.window.num_samples).filter("asetnsamples", n=16384, p=0)
         outputs.append(ffmpeg.output(audio, f"pipe:{sound}", f="f32le", acodec="pcm_f32le"))
     graph = ffmpeg.merge_outputs(*outputs)
     strict = ["-xerror"] if source.starts_with_key else []

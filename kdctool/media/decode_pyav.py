@@ -29,8 +29,15 @@ _HEAD = 65
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 
 
-def first_frame(source: Source) -> Any:
-    """Decode until a first frame comes out; its side data holds the rotation. The decoder may go on from there."""
+def first_frame(source: Source, goes_on: bool = True) -> Any:
+    """Decode until a first frame comes out; its side data holds the rotation.
+
+    Where this decoder `goes_on` with the clip, it does so from there. Where not, the first packet is enough as a rule.
+    """
+    if not goes_on:
+        frame = _first_alone(source)
+        if frame is not None:
+            return frame
     entries = source.video.entries[:_HEAD]
     context = _rewound(source)
     # Without the mark of an edit list, which would hide the frame.
@@ -46,6 +53,19 @@ def first_frame(source: Source) -> Any:
     except av.error.FFmpegError as error:
         raise Rejected("decode_error", f"the first frame: {error.strerror}") from error
     raise Rejected("decode_error", "no frame could be decoded")
+
+
+def _first_alone(source: Source) -> Any:
+    """The frame of the first packet; None where it gives none without others."""
+    context = _rewound(source)
+    try:
+        for packet in source.packets(source.video, 0, 0):
+            return next(iter([*context.decode(_bare(packet)), *context.decode(None)]), None)
+    except av.error.FFmpegError:
+        return None  # All of them are tried next.
+    finally:
+        _rewound(source)
+    return None
 
 
 def _rewound(source: Source) -> Any:

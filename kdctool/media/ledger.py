@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,11 @@ class Ledger:
     """Rows by uid, and for each finished input its size and its uids.
 
     That of a part reads what is merged and its own notes, and writes its own notes; any other one reads all.
+    `packed` clips need not be there.
     """
 
-    def __init__(self, out: Path, part: Part | None = None) -> None:
-        self.out, self.part = out, part
+    def __init__(self, out: Path, part: Part | None = None, packed: frozenset[str] = frozenset()) -> None:
+        self.out, self.part, self.packed = out, part, packed
         self.rows: dict[str, Row] = {}
         self.finished: dict[str, tuple[int, list[str]]] = {}
         self.started: dict[str, tuple[int, list[str]]] = {}
@@ -129,11 +131,7 @@ class Ledger:
             size, uids = self.finished.get(item.key, (-2, []))
             known = [self.rows.get(name) for name in uids]
             again = retry and any(row is not None and row["status"] == "quarantined" for row in known)
-            if (
-                size != sizes[item.key]
-                or again
-                or not all(row is not None and is_there(self.out, row) for row in known)
-            ):
+            if size != sizes[item.key] or again or not all(row is not None and self._has(row) for row in known):
                 wanted.append((item, self._begun(item, sizes[item.key])))
         return wanted
 
@@ -143,8 +141,11 @@ class Ledger:
             return frozenset()
         rows = [self.rows[name] for name in uids if name in self.rows]
         return frozenset(
-            round(row["start_s"] * 1000) for row in rows if row["status"] != "quarantined" and is_there(self.out, row)
+            round(row["start_s"] * 1000) for row in rows if row["status"] != "quarantined" and self._has(row)
         )
+
+    def _has(self, row: Row) -> bool:
+        return row["uid"] in self.packed or is_there(self.out, row)
 
     def drop_damaged(self) -> int:
         """Forget the clips that a power cut damaged: those noted after the last sync whose bytes differ."""
@@ -275,9 +276,7 @@ def _by_bytes(entry: tuple[str, Any]) -> bytes:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a file of JSON lines; a last line without its end was torn by a kill and counts as absent."""
-    if not path.exists():
-        return
-    with open(path, "rb") as file:
+    with suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
             if line.endswith(b"\n"):
                 yield json.loads(line)

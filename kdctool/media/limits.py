@@ -1,6 +1,7 @@
 """Fences around decoders: memory, time and file-size limits, and an end that comes with the parent's end."""
 
 import ctypes
+import fcntl
 import math
 import os
 import resource
@@ -9,11 +10,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from kdctool.media.quarantine import Rejected
 
 _PR_SET_PDEATHSIG = 1
-_CHUNK = 1 << 16
+_CHUNK = 1 << 20
+"""Bytes that a pipe holds where the system allows it: with few of them both sides wait for each other often."""
 _STDERR_KEPT = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)  # Loaded here: nothing may be loaded between fork and exec.
@@ -54,7 +57,7 @@ def run(
     `command` gets one file descriptor per entry of `most`, the bytes that each pipe may deliver. The program
     may write no file, and is killed with all its children when time is up or a pipe delivers more.
     """
-    pipes = [os.pipe() for _ in most]
+    pipes = [_pipe() for _ in most]
     parent = os.getpid()
 
     def in_child() -> None:
@@ -94,6 +97,14 @@ def run(
         for read, _ in pipes:
             os.close(read)
     return process.returncode, outputs, errors
+
+
+def _pipe() -> tuple[int, int]:
+    read, write = os.pipe()
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with suppress(OSError):  # The user's share of pipe memory is used up: a small pipe does, too.
+            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, _CHUNK)
+    return read, write
 
 
 def _drain(stderr: int, reads: Sequence[int], most: Sequence[int], deadline: float) -> tuple[list[bytes], str]:

@@ -80,13 +80,14 @@ def missing(out: Path, items: Iterable[Item], done: Iterable[str], count: int) -
     wanted = {number_of(item, count) for item in items if item.key not in known}
     there = {Part(number, count).ledger: number for number in range(1, count + 1)}
     begun = {there[path.name]: path for path in ledgers(out) if path.name in there}
-    return sorted(
-        number for number in wanted | begun.keys() if number not in begun or not is_complete(begun[number])
-    )
+    return sorted(number for number in wanted | begun.keys() if number not in begun or not is_complete(begun[number]))
 
 
 def is_complete(path: Path) -> bool:
-    """Whether the last line of a part's notes says that it is done."""
-    with open(path, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - len(COMPLETE)))
-        return file.read() == COMPLETE
+    """Whether the last line of a part's notes says that it is done. Notes that are gone were merged."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - len(COMPLETE)))
+            return file.read() == COMPLETE
+    except FileNotFoundError:
+        return True

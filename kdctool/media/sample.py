@@ -31,6 +31,11 @@ class Estimate:
     """As shards."""
     seconds: float
 
+    def peak_bytes(self, clips_per_shard: int = 1000) -> float:
+        """The most that `--to-shards` takes at a time: all clips and one tar, or all tars."""
+        one_tar = self.tar_bytes * min(1.0, clips_per_shard / max(self.num_clips, 1.0))
+        return max(self.loose_bytes + one_tar, self.tar_bytes)
+
 
 def estimate(
     items: Sequence[Item], settings: Settings, tools: Tools, workers: int, most: int = 8, most_seconds: float = 20.0

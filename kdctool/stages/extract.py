@@ -4,64 +4,28 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from kdctool.errors import DataFault, Interrupted, UsageFault
-from kdctool.files import disk_faults, locked
-from kdctool.media import binary, inputs
-from kdctool.media.ledger import Ledger, forget
+from kdctool.files import InUse, disk_faults, locked
+from kdctool.media import binary, inputs, parts
+from kdctool.media import engine as engines
+from kdctool.media.engine import Engine, Runner
+from kdctool.media.ledger import DONE, Ledger, forget
 from kdctool.media.messages import Task
-from kdctool.media.pool import Pool
-from kdctool.media.rows import members
-from kdctool.media.sample import Estimate, estimate
+from kdctool.media.parts import Part
+from kdctool.media.rows import is_there, members
+from kdctool.media.sample import estimate
 from kdctool.media.settings import Item, Settings, Tools
 from kdctool.progress import bar, say
+from kdctool.stages.extract_summary import Summary, judge, summarise
 
 SYNC_EVERY_S = 30.0
-_MODALITIES = {"audio", "video"}
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What an extraction found, left out and made."""
-
-    out: Path
-    num_inputs: int
-    num_bytes: int
-    """Of the inputs that are not done."""
-    num_todo: int
-    """Inputs that were not done when the command began."""
-    num_ignored: int
-    num_duplicates: int
-    num_absent: int = 0
-    """Inputs whose clips are in the folder, but which were not given this time."""
-    num_made: int = 0
-    """Rows made by this command."""
-    seconds: float = 0.0
-    counts: dict[str, int] = field(default_factory=dict)
-    """Rows of the manifest by status."""
-    reasons: dict[str, int] = field(default_factory=dict)
-    """Quarantined rows by reason, the most frequent first."""
-    flags: dict[str, int] = field(default_factory=dict)
-    lacking: dict[str, int] = field(default_factory=dict)
-    """Clips that were kept without sound or without picture."""
-    num_same_bytes: int = 0
-    """Sources that are copies of another one, to the byte."""
-    num_look_alike: int = 0
-    """Groups of clips of different sources that look alike."""
-    is_dry_run: bool = False
-    estimate: Estimate | None = None
-    """Of a dry run: what is to do costs, told from a sample."""
-
-    @property
-    def clips_per_s(self) -> float:
-        return self.num_made / self.seconds if self.seconds else 0.0
 
 
 def run(
@@ -74,47 +38,105 @@ def run(
     overwrite: bool = False,
     dry_run: bool = False,
     max_bad: float = 1.0,
+    part: Part | None = None,
+    merge: bool = False,
+    engine: Engine = "local",
+    ray_address: str = "",
+    packed: frozenset[str] = frozenset(),
 ) -> Summary:
-    """Extract what is not done yet from `videos` into `out`.
+    """Extract what is not done yet from `videos` into `out`, or a `part` of it; the last part writes the manifest.
 
     DataFault when nothing is usable, or when more than the share `max_bad` of the rows is quarantined; the
-    manifest is written all the same.
+    manifest is written all the same. `merge` makes no clips: DataFault when some are not done.
+    Clips in `packed` (uids) count as there: they are in shards.
     """
     settings.check()
-    found = inputs.find(videos)
+    engines.check(engine, ray_address)
+    if part is not None and (overwrite or merge):
+        raise UsageFault(
+            f"--part {part} does not go with --{'overwrite' if overwrite else 'merge'}: it would touch other parts",
+            "delete the folder before the parts start" if overwrite else "--merge comes alone, after all parts",
+        )
+    whole = inputs.find(videos)
+    found = part.of(whole) if part else whole
     _check_apart(videos, out)
     tools = _tools(settings)
-    ledger = _loaded(out, settings, found, overwrite)
-    sizes = {item.key: _size(item) for item in found.items}
+    ledger = _loaded(out, settings, whole, overwrite, part, packed)
+    sizes = {item.key: size_of(item) for item in found.items}
     todo = ledger.todo(found.items, sizes, retry_quarantined)
     num_workers = workers or _num_cores()
     if dry_run:
         told = estimate([item for item, _ in todo], settings, tools, num_workers)
-        return replace(_summary(out, found, ledger, sizes, todo), is_dry_run=True, estimate=told)
-    with locked(out), _stopped_by_signals():
+        plan = summarise(out, found, ledger, sizes, todo)
+        return replace(plan, part=str(part or ""), is_dry_run=True, estimate=told)
+    with _held(out, part), _stopped_by_signals():
         if overwrite:
             with disk_faults(out):
                 forget(out)
-        ledger = _loaded(out, settings, found, overwrite)  # Another command may have ended meanwhile.
+        ledger = _loaded(out, settings, whole, overwrite, part, packed)  # Another command may have ended meanwhile.
         damaged = ledger.drop_damaged()
         if damaged:
             say(f"{damaged} clips of an interrupted run are not whole and are made again")
         todo = ledger.todo(found.items, sizes, retry_quarantined)
+        if merge and todo:
+            raise DataFault(
+                f"{len(todo)} of {len(found.items)} inputs are not done, the first is {todo[0][0].source!a}",
+                "run the parts that are missing, or the same command without --merge",
+            )
         began, num_made = time.monotonic(), 0
         if todo:
             with disk_faults(out):
                 ledger.open(settings)
             try:
-                with Pool(min(num_workers, len(todo)), out, settings, tools) as pool:
+                num_workers = min(workers or (_num_cores() if engine == "local" else len(todo)), len(todo))
+                with engines.open_pool(engine, ray_address, num_workers, out, settings, tools) as pool:
                     num_made = _extract(pool, ledger, sizes, todo)
             except OSError:
                 with disk_faults(out, needed=_still_needed(ledger, settings, todo)):
                     raise
         with disk_faults(out):
-            ledger.close(found.items, settings)
-    done = _summary(out, found, ledger, sizes, todo, num_made=num_made, seconds=time.monotonic() - began)
-    _judge(done, max_bad)
-    return done
+            if part:
+                ledger.close_part(settings)
+            else:
+                ledger.close(found.items, settings)
+        # Under the lock that parts share: nobody merges meanwhile, so of two that end together one sees both done.
+        waiting = parts.missing(out, whole.items, ledger.finished, part.count) if part else []
+    merged = _merged(out, settings, whole) if part and not waiting else None
+    if merged is not None:
+        ledger, found, sizes = merged, whole, {item.key: size_of(item) for item in whole.items}
+    done = summarise(out, found, ledger, sizes, todo, num_made=num_made, seconds=time.monotonic() - began)
+    if ledger.part is None:
+        judge(done, max_bad)
+    return replace(done, part=str(part or ""), is_merged=(out / DONE).exists(), waiting_for=tuple(waiting))
+
+
+@contextmanager
+def _held(out: Path, part: Part | None) -> Iterator[None]:
+    """The folder, against other commands; a part shares it with other parts."""
+    if part is None:
+        with locked(out):
+            yield
+    else:
+        with locked(out, shared=True), locked(out, part.lock):
+            parts.check_count(out, part)
+            yield
+
+
+def _merged(out: Path, settings: Settings, whole: inputs.Inputs) -> Ledger | None:
+    """Write the manifest when every input is done. None when not, or when another command is at it."""
+    try:
+        with locked(out):
+            if (out / DONE).exists():
+                return None
+            ledger = _loaded(out, settings, whole, overwrite=False)
+            sizes = {item.key: size_of(item) for item in whole.items}
+            if ledger.drop_damaged() or ledger.todo(whole.items, sizes, retry=False):
+                return None
+            with disk_faults(out):
+                ledger.close(whole.items, settings)
+            return ledger
+    except InUse:
+        return None
 
 
 def _check_apart(videos: Path, out: Path) -> None:
@@ -136,11 +158,20 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _loaded(out: Path, settings: Settings, found: inputs.Inputs, overwrite: bool) -> Ledger:
-    ledger = Ledger(out)
+def _loaded(
+    out: Path,
+    settings: Settings,
+    found: inputs.Inputs,
+    overwrite: bool,
+    part: Part | None = None,
+    packed: frozenset[str] = frozenset(),
+) -> Ledger:
+    ledger = Ledger(out, part, packed)
     ledger.load()
     if overwrite:
         return Ledger(out)
+    if part:
+        parts.check_count(out, part)
     ledger.check_settings(settings)
     known = ledger.finished.keys() | ledger.started.keys()
     if known and known.isdisjoint(item.key for item in found.items):
@@ -150,7 +181,7 @@ def _loaded(out: Path, settings: Settings, found: inputs.Inputs, overwrite: bool
     return ledger
 
 
-def _size(item: Item) -> int:
+def size_of(item: Item) -> int:
     """Bytes of an input; by them a rerun notices that it changed. -1 where there is no file."""
     try:
         return os.stat(item.path).st_size
@@ -158,7 +189,7 @@ def _size(item: Item) -> int:
         return -1
 
 
-def _extract(pool: Pool, ledger: Ledger, sizes: dict[str, int], todo: list[tuple[Item, frozenset[int]]]) -> int:
+def _extract(pool: Runner, ledger: Ledger, sizes: dict[str, int], todo: list[tuple[Item, frozenset[int]]]) -> int:
     """Run the pool and note what it makes; return the number of rows."""
     num_made = num_bad = 0
     began = synced = time.monotonic()
@@ -182,7 +213,7 @@ def _extract(pool: Pool, ledger: Ledger, sizes: dict[str, int], todo: list[tuple
 def _still_needed(ledger: Ledger, settings: Settings, todo: list[tuple[Item, frozenset[int]]]) -> int:
     """About how many bytes the inputs that are not done will take: as many as those that are, per input."""
     clips = [row for row in ledger.rows.values() if row["frames"] or row["audio"]]
-    some = clips[:50]
+    some = [row for row in clips[:50] if is_there(ledger.out, row)]
     size = sum(os.path.getsize(ledger.out / name) for row in some for name in members(row)) / max(len(some), 1)
     if not some:
         sound = 2 * settings.sample_rate * settings.window_s
@@ -208,44 +239,3 @@ def _stopped_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _summary(
-    out: Path,
-    found: inputs.Inputs,
-    ledger: Ledger,
-    sizes: dict[str, int],
-    todo: list[tuple[Item, frozenset[int]]],
-    num_made: int = 0,
-    seconds: float = 0.0,
-) -> Summary:
-    rows = ledger.rows.values()
-    usable = [row for row in rows if row["status"] != "quarantined"]
-    given = {item.key for item in found.items}
-    return Summary(
-        out=out,
-        num_inputs=len(found.items),
-        num_bytes=sum(max(0, sizes[item.key]) for item, _ in todo),
-        num_todo=len(todo),
-        num_ignored=found.num_ignored,
-        num_duplicates=found.num_duplicates,
-        num_absent=sum(key not in given for key in ledger.finished),
-        num_made=num_made,
-        seconds=seconds,
-        counts=dict(Counter(row["status"] for row in rows)),
-        reasons=dict(Counter(row["reason"] for row in rows if row["status"] == "quarantined").most_common()),
-        flags=dict(Counter(flag for row in rows if row["status"] == "flagged" for flag in row["reason"].split("+"))),
-        lacking=dict(Counter(f"without {kind}" for row in usable for kind in _MODALITIES - {*row["modalities"]})),
-        num_same_bytes=sum(len(group["sources"]) - 1 for group in ledger.duplicates.get("same_bytes", [])),
-        num_look_alike=len(ledger.duplicates.get("look_alike", [])),
-    )
-
-
-def _judge(done: Summary, max_bad: float) -> None:
-    num_bad, num_rows = done.counts.get("quarantined", 0), sum(done.counts.values())
-    told = ", ".join(f"{count} {reason}" for reason, count in done.reasons.items())
-    look = f"{done.out / 'quarantine.jsonl'} says why for each; --retry-quarantined tries them again"
-    if num_bad == num_rows:
-        raise DataFault(f"none of {num_rows} clips is usable: {told}", look)
-    if num_bad > max_bad * num_rows:
-        raise DataFault(f"{num_bad} of {num_rows} clips are quarantined, more than --max-bad {max_bad:g}: {told}", look)

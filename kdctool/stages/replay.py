@@ -92,7 +92,5 @@ def _read(path: Path) -> dict[str, Any]:
         if {"step", "clips", "data_digest"} <= about.keys():
             return about
     except (OSError, ValueError, TypeError) as error:
-        raise UsageFault(
-            f"cannot read {path}: {error}", "such files are written to RUN/nonfinite/"
-        ) from error
+        raise UsageFault(f"cannot read {path}: {error}", "such files are written to RUN/nonfinite/") from error
     raise UsageFault(f"{path} is no capture of a step", "they are written to RUN/nonfinite/")

@@ -6,7 +6,7 @@ Same manifest, labels and settings: same bytes.
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,12 +73,14 @@ def run(
     split: str = "",
     overwrite: bool = False,
     dry_run: bool = False,
+    on_recorded: Callable[[PlannedShard], None] | None = None,
 ) -> ShardSummary:
     """Write the shards of an extraction folder, or what is missing of them.
 
     `labels` are label files as published, each `FILE` or `SPLIT=FILE`, or the word `folders`; `class_names` is a
     class_labels_indices.csv, `label_list` the names that may occur. Without given splits 10 % of the clips are held
-    out as `test`, unless `holdout` is off; `split` puts all clips into one split.
+    out as `test`, unless `holdout` is off; `split` puts all clips into one split. `on_recorded` is told each shard
+    that is safe, and may delete its clips.
     """
     out, shards = Path(out), Path(shards)
     extraction = open_extraction(out)
@@ -102,10 +104,16 @@ def run(
         if dry_run:
             size = estimate + sum(entry.bytes for entry in done.values())
             return _summary(plan, shards, size, len(todo), "", dry_run=True)
+        if on_recorded:
+            for shard in plan.shards:
+                if shard.name in done:
+                    on_recorded(shard)
         if todo or not state.finished:
-            _check_space(shards, estimate, state.ours - done.keys())
+            share = max((len(shard.clips) for shard in todo), default=0) if on_recorded else 0
+            needed = estimate * share // max(sum(len(shard.clips) for shard in todo), 1) if share else estimate
+            _check_space(shards, needed, state.ours - done.keys())
             building.begin(shards, state, plan.made_from, planned, done.values())
-            done |= _write(extraction, shards, todo)
+            done |= _write(extraction, shards, todo, on_recorded)
         made = Index(
             folder=shards,
             labels=plan.labels,
@@ -121,13 +129,20 @@ def run(
     return _summary(plan, shards, sum(entry.bytes for entry in made.entries), len(todo), made.digest, dry_run=False)
 
 
-def _write(extraction: Extraction, shards: Path, todo: list[PlannedShard]) -> dict[str, Entry]:
+def _write(
+    extraction: Extraction,
+    shards: Path,
+    todo: list[PlannedShard],
+    on_recorded: Callable[[PlannedShard], None] | None,
+) -> dict[str, Entry]:
     done: dict[str, Entry] = {}
     with bar("writing shards", sum(len(shard.clips) for shard in todo)) as progress:
         for shard in todo:
             entry = write_shard(shards / shard.name, shard.split, _samples(extraction, shard, progress))
             building.record(shards, entry)
             done[shard.name] = entry
+            if on_recorded:
+                on_recorded(shard)
     return done
 
 

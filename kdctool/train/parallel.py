@@ -21,7 +21,6 @@ from kdctool.errors import UsageFault
 from kdctool.progress import say
 from kdctool.recipe.machine import Parallel
 
-
 RECOMPILES = 64
 
 

@@ -257,3 +257,36 @@ def test_the_frame_rule_is_exact_at_its_border(plain: Path) -> None:
     at = Fraction(pts[7]) * source.video.time_base
     assert source.last_before(pts, at) == pts[7]
     assert source.last_before(pts, at - Fraction(1, 10**9)) == pts[6]
+
+
+def test_what_the_first_frame_decoded_is_used_and_changes_nothing(make: Callable[..., Path]) -> None:
+    source, wanted = planned(make("b_frames.mp4", *CASES["b_frames.mp4"]))
+    assert source.head is not None
+    going_on = decode_pyav.decode(source, wanted)[0]
+    assert source.head is None
+    anew = decode_pyav.decode(source, wanted)[0]
+    np.testing.assert_array_equal(np.stack(going_on), np.stack(anew))
+    alone = decode_pyav.first_frame(source, goes_on=False)
+    assert source.head is None
+    assert alone.pts == decode_pyav.first_frame(source).pts == source.video.entries[0].pts
+
+
+def test_an_mp4_is_opened_without_decoding_and_tells_the_same(make: Callable[..., Path]) -> None:
+    for name in ("b_frames.mp4", "no_b_frames.mov", "ten_bit_h264.mp4", "surround_48k.mp4", "wide_pixels.mp4"):
+        path = make(name, *CASES[name])
+        with Source(str(path)).container as ours, av.open(str(path)) as plain:
+            for one, other in zip(ours.streams, plain.streams, strict=True):
+                assert (one.type, one.time_base, one.duration, one.start_time) == (
+                    *(other.type, other.time_base),
+                    *(other.duration, other.start_time),
+                )
+            for one, other in zip(ours.streams.video, plain.streams.video, strict=True):
+                assert (one.width, one.height, one.sample_aspect_ratio) == (
+                    *(other.width, other.height),
+                    other.sample_aspect_ratio,
+                )
+            for one, other in zip(ours.streams.audio, plain.streams.audio, strict=True):
+                assert (one.codec_context.sample_rate, one.channels) == (
+                    other.codec_context.sample_rate,
+                    other.channels,
+                )
