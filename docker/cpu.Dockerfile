@@ -1,7 +1,7 @@
 # kdctool without a GPU: extract, shard, small trainings, evaluation, export. Build it from the root of the checkout:
 #
 #     docker build -f docker/cpu.Dockerfile -t kdctool:cpu .
-#     docker run --rm -v "$PWD/videos:/work/videos:ro" -v "$PWD/out:/work/out" kdctool:cpu extract videos out
+#     docker run --rm -v "$PWD/videos:/workspace/videos:ro" -v "$PWD/out:/workspace/out" kdctool:cpu extract videos out
 #
 # --build-arg DEMO=1 runs the whole demo (clips, training, evaluation, export) while building: a few minutes.
 # pip's default index has torch with CUDA for x86_64, 3 GB more than needed here. Where an index with CPU wheels of the
@@ -36,14 +36,14 @@ COPY kdctool kdctool
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --constraint constraints.txt . \
  && rm -rf /src/build /src/*.egg-info
 
-# Any user id works (docker run --user "$(id -u):$(id -g)"): what is written at run time goes to /work and /tmp.
-RUN useradd --uid 10001 --gid 0 --home-dir /work --no-create-home --shell /usr/sbin/nologin kdctool \
- && mkdir -p /work && chown 10001:0 /work && chmod 1777 /work
-ENV HOME=/work \
+# Any user id works (docker run --user "$(id -u):$(id -g)"): what is written at run time goes to /workspace and /tmp.
+RUN useradd --uid 10001 --gid 0 --home-dir /workspace --no-create-home --shell /usr/sbin/nologin kdctool \
+ && mkdir -p /workspace && chown 10001:0 /workspace && chmod 1777 /workspace
+ENV HOME=/workspace \
     USER=kdctool \
     XDG_CACHE_HOME=/tmp/cache \
     TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor
-WORKDIR /work
+WORKDIR /workspace
 USER 10001:0
 
 RUN kdctool doctor

@@ -1,7 +1,7 @@
 # kdctool for NVIDIA GPUs. Build it from the root of the checkout:
 #
 #     docker build -f docker/cuda.Dockerfile -t kdctool:cuda .
-#     docker run --rm --gpus all --shm-size 8g -v "$PWD/shards:/work/shards:ro" -v "$PWD/runs:/work/runs" \
+#     docker run --rm --gpus all --shm-size 8g -v "$PWD/shards:/workspace/shards:ro" -v "$PWD/runs:/workspace/runs" \
 #         kdctool:cuda pretrain recipes/small.toml --shards shards
 #
 # The CUDA 13.0 libraries come with torch's wheels, so the base carries none of its own. The driver comes from the host
@@ -37,15 +37,15 @@ COPY kdctool kdctool
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --constraint constraints.txt . \
  && rm -rf /src/build /src/*.egg-info
 
-# Any user id works (docker run --user "$(id -u):$(id -g)"): what is written at run time goes to /work and /tmp.
-RUN useradd --uid 10001 --gid 0 --home-dir /work --no-create-home --shell /usr/sbin/nologin kdctool \
- && mkdir -p /work && chown 10001:0 /work && chmod 1777 /work
-ENV HOME=/work \
+# Any user id works (docker run --user "$(id -u):$(id -g)"): what is written at run time goes to /workspace and /tmp.
+RUN useradd --uid 10001 --gid 0 --home-dir /workspace --no-create-home --shell /usr/sbin/nologin kdctool \
+ && mkdir -p /workspace && chown 10001:0 /workspace && chmod 1777 /workspace
+ENV HOME=/workspace \
     USER=kdctool \
     XDG_CACHE_HOME=/tmp/cache \
     TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor \
     TRITON_CACHE_DIR=/tmp/triton
-WORKDIR /work
+WORKDIR /workspace
 USER 10001:0
 
 RUN kdctool doctor \

@@ -96,7 +96,7 @@ def test_two_ranks_give_the_curve_of_one_process(
     assert len(curve(tmp_path / "one")) == 21
     assert_same_curve(tmp_path / "one", tmp_path / "two")
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-6
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 5e-6
 
 
 @pytest.mark.dist
