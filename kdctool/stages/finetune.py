@@ -1,6 +1,5 @@
 """Train a classifier on labelled shards, from a pre-trained encoder."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,17 +16,6 @@ from kdctool.seeds import fold
 from kdctool.shards import index as shard_index
 from kdctool.stages import fitting, run_folder
 from kdctool.stages.load import Opened, open_model
-from kdctool.train.loop import Fitted
-
-
-@dataclass(frozen=True)
-class Finetuned:
-    """How a finetuning went."""
-
-    run: Path
-    fitted: Fitted | None
-    plan_rows: list[tuple[str, str]]
-    exit_code: int = 0
 
 
 def run(
@@ -43,7 +31,7 @@ def run(
     dry_run: bool = False,
     overwrite: bool = False,
     arguments: list[str] | None = None,
-) -> Finetuned:
+) -> fitting.Trained:
     """Finetune the encoder of `source` (default: the newest pre-training run) as `recipe.finetune` says.
 
     Without `recipe`, the source's own is used with `overrides`. DataFault when the shards carry no labels.
@@ -57,7 +45,7 @@ def run(
     extra = {"weights": opened.weights_sha256, "labels": list(index.labels)}
     folder = out or run_folder.default_folder(recipe, "finetune", extra)
     if not dry_run and (code := fitting.start(nproc, device_name, arguments or [], folder)) is not None:
-        return Finetuned(folder, None, [], code)
+        return fitting.Trained(folder, None, [], code)
     device = fitting.choose_device(device_name)
     dist.init(device)
     try:
@@ -75,7 +63,7 @@ def run(
             for name, value in rows:
                 say(f"{name}: {value}")
         if dry_run:
-            return Finetuned(folder, None, rows)
+            return fitting.Trained(folder, None, rows)
         with fitting.lock_run(folder):
             fitting.clear(folder, overwrite)
             if dist.is_main():
@@ -97,7 +85,7 @@ def run(
                 lr_scales={"classifier.mlp_head.": recipe.finetune.head_lr_scale},
                 next_step=lambda run: f"kdctool eval {run} --task classification",
             )
-        return Finetuned(folder, fitted, rows)
+        return fitting.Trained(folder, fitted, rows)
     finally:
         dist.shutdown()
 

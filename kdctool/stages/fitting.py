@@ -53,6 +53,17 @@ class Plan:
         ]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """How a pre-training or finetuning went."""
+
+    run: Path
+    fitted: Fitted | None
+    """None after a dry run, and in the process that only started torchrun."""
+    plan_rows: list[tuple[str, str]]
+    exit_code: int = 0
+
+
 def plan(split: Split, training: Training, seed: int, ranks: int) -> Plan:
     """Split the global batch over ranks and passes; UsageFault when it does not divide."""
     micro = training.micro_batch or -(-training.global_batch // ranks)

@@ -1,6 +1,5 @@
 """Learn representations from shards, without labels."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,17 +18,6 @@ from kdctool.stages import cost, fitting, run_folder
 from kdctool.stages.describe import describe
 from kdctool.stages.estimate import estimate, warn_if_hopeless
 from kdctool.stages.probes import make_probe
-from kdctool.train.loop import Fitted
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """How a pre-training went."""
-
-    run: Path
-    fitted: Fitted | None
-    plan_rows: list[tuple[str, str]]
-    exit_code: int = 0
 
 
 def run(
@@ -45,7 +33,7 @@ def run(
     profile: tuple[int, int] | None = None,
     max_restarts: int = 0,
     arguments: list[str] | None = None,
-) -> Pretrained:
+) -> fitting.Trained:
     """Pre-train what `recipe` describes on its shards; typed again, it goes on where it stopped.
 
     `profile` names the steps (from, to) to record; `max_restarts` how often torchrun may start all processes again;
@@ -57,7 +45,7 @@ def run(
     folder = out or run_folder.default_folder(recipe, "pretrain", {})
     joining = fitting.launch.inside_torchrun()
     if not dry_run and (code := fitting.start(nproc, device_name, arguments or [], folder, max_restarts)) is not None:
-        return Pretrained(folder, None, [], code)
+        return fitting.Trained(folder, None, [], code)
     device = fitting.choose_device(device_name)
     dist.init(device)
     try:
@@ -70,7 +58,7 @@ def run(
             _say_start(recipe, rows, device, the_plan)
         if dry_run:
             say("\n".join(describe(recipe)))
-            return Pretrained(folder, None, rows)
+            return fitting.Trained(folder, None, rows)
         with fitting.lock_run(folder):
             fitting.clear(folder, overwrite)
             about = run_folder.prepare(folder, recipe, "pretrain", index.digest, {}) if dist.is_main() else {}
@@ -92,7 +80,7 @@ def run(
                 probe=make_probe(objective, recipe, index, device),
                 profile=profile,
             )
-        return Pretrained(folder, fitted, rows)
+        return fitting.Trained(folder, fitted, rows)
     finally:
         dist.shutdown()
 
