@@ -40,7 +40,10 @@ echo "scontrol $*" >>"$LOG"
 [ "$1" = show ] && echo node1
 [ "$1" != requeue ] || exit "${REFUSE:-0}"
 """
-PYTHON = r"""#!{python}
+# A shell starts the interpreter: the kernel does not, where its path holds a space.
+PYTHON = r"""#!/bin/sh
+'''exec' "{python}" "$0" "$@"
+' '''
 # torchrun with one training process below it, which does what PLAN says.
 import json, os, signal, subprocess, sys, time
 run, plan = os.environ["RUN_FOLDER"], json.loads(os.environ["PLAN"])
