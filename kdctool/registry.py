@@ -7,6 +7,7 @@ thing is adding a file: there is no list to edit.
 import difflib
 import importlib
 import pkgutil
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -87,6 +88,20 @@ class Registry:
         folder = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(folder.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
+
+
+def options_table(given: list[str] | None) -> dict[str, Any]:
+    """`NAME=VALUE` texts of a command line as an options table; values are TOML, bare words are strings."""
+    found: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, raw = text.partition("=")
+        if not equals or not name.strip():
+            raise UsageFault(f"--option {text}: expected name=value", "for example --option frames=5")
+        try:
+            found[name.strip()] = tomllib.loads(f"value = {raw}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[name.strip()] = raw
+    return found
 
 
 def load_plugins(modules: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdctool.cli.show import Device, Format, summary, table
+from kdctool.registry import options_table
 
 if TYPE_CHECKING:
     from kdctool.stages.evaluate import Evaluated
@@ -25,6 +26,10 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Clips per forward pass.")] = 32,
     workers: Annotated[int | None, typer.Option(min=0, help="Reading processes; overrides data.workers.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results.json; default RUN/eval/TASK.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An option of the task (docs/evaluation.md); may be repeated."),
+    ] = None,
     format: Format = "human",
 ) -> None:
     """Score a model on held-out clips: every number beside chance, with its 95 % interval.
@@ -42,6 +47,7 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         out=out,
+        options=options_table(option),
     )
     result = done.result
     if format == "human":

@@ -35,10 +35,24 @@ class Failed:
 
 
 class Clips(torch.utils.data.Dataset[Any]):
-    """Decodes the clips of one split. `training` chooses random frames; otherwise the choice is fixed."""
+    """Decodes the clips of one split. `training` chooses random frames; otherwise the choice is fixed.
 
-    def __init__(self, index: Index, split: Split, recipe: Recipe, *, training: bool, with_labels: bool) -> None:
+    `all_frames` adds `frames` uint8 (B, N, C, H, W) and `frame_count` (B,): N is the most that a clip of the batch
+    has, places past a clip's own count are zero.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        split: Split,
+        recipe: Recipe,
+        *,
+        training: bool,
+        with_labels: bool,
+        all_frames: bool = False,
+    ) -> None:
         self.split, self.recipe, self.training = split, recipe, training
+        self.all_frames = all_frames
         self.reader = ShardReader(split)
         self.sample_rate = int(index.settings.get("sample_rate", 16000))
         self.labels = {name: place for place, name in enumerate(index.labels)} if with_labels else None
@@ -64,6 +78,7 @@ class Clips(torch.utils.data.Dataset[Any]):
         frame = torch.empty((len(requests), size, size, 3), dtype=torch.uint8)  # as JPEG decoders lay pixels out
         label = np.zeros((len(requests), len(self.labels or ())), dtype=np.float32)
         samples, means, seeds = [], [], []
+        every: list[Tensor] = []
         for row, request in enumerate(requests):
             key = self.split.key(request.clip)
             where = f"{self.split.shards[self.split.shard(request.clip)]}: clip {key}"
@@ -75,7 +90,8 @@ class Clips(torch.utils.data.Dataset[Any]):
                 )
             epoch = request.epoch if self.training else None
             chosen = [frames[place] for place in choose(self.recipe.data, len(frames), epoch, seed, where)]
-            wanted = ("json", sound, *chosen) if self.labels is not None else (sound, *chosen)
+            read = frames if self.all_frames else chosen
+            wanted = ("json", sound, *read) if self.labels is not None else (sound, *read)
             data = self.reader.read(request.clip, wanted)
             heard = decode.audio(data[sound], self.sample_rate, f"{where}.{sound}", out=wave[row])
             if len(heard) < WINDOW_SIZE:
@@ -89,6 +105,8 @@ class Clips(torch.utils.data.Dataset[Any]):
             frame[row] = self._picture([decode.frame(data[name], f"{where}.{name}") for name in chosen]).permute(
                 1, 2, 0
             )
+            if self.all_frames:
+                every.append(torch.stack([self._sized(decode.frame(data[n], f"{where}.{n}")) for n in frames]))
             if self.labels is not None:
                 label[row] = self._label(decode.description(data["json"], f"{where}.json"), where)
         raw = {
@@ -100,6 +118,9 @@ class Clips(torch.utils.data.Dataset[Any]):
             "row": torch.tensor([request.row for request in requests]),
             "seed": torch.tensor(seeds, dtype=torch.int64),
         }
+        if self.all_frames:
+            raw["frames"] = torch.nn.utils.rnn.pad_sequence(every, batch_first=True)
+            raw["frame_count"] = torch.tensor([len(one) for one in every])
         if self.labels is not None:
             raw["label"] = torch.from_numpy(label)
         return raw

@@ -31,6 +31,12 @@ class ToBatch:
             "fbank": fbank,
             "frame": normalise(raw["frame"], data.image_mean, data.image_std),
         }
+        if "frames" in raw:
+            count = raw["frame_count"]
+            own = torch.arange(raw["frames"].shape[1], device=self.device)[None] < count[:, None]  # (B, N)
+            frames = normalise(raw["frames"], data.image_mean, data.image_std)
+            batch["frames"] = frames.masked_fill(~own[:, :, None, None, None], 0.0)
+            batch["frame_count"] = count
         if "label" in raw:
             batch["label"] = raw["label"]
         return batch

@@ -65,10 +65,18 @@ def training_batches(
 
 
 def eval_batches(
-    index: Index, split: Split, recipe: Recipe, device: torch.device, batch_size: int, workers: int, *, labels: bool
+    index: Index,
+    split: Split,
+    recipe: Recipe,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    *,
+    labels: bool,
+    all_frames: bool = False,
 ) -> Iterator[Batch]:
-    """Every clip of the split once, in order, middle frame, without augmentation."""
-    clips = Clips(index, split, recipe, training=False, with_labels=labels)
+    """Every clip of the split once, in order, without augmentation: the middle frame, and `frames` when asked."""
+    clips = Clips(index, split, recipe, training=False, with_labels=labels, all_frames=all_frames)
     places = range(len(split))
     lists = [[Request(i, 0, i) for i in places[first : first + batch_size]] for first in places[::batch_size]]
     to_batch = ToBatch(recipe, device, training=False)

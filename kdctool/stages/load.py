@@ -17,6 +17,7 @@ from kdctool.models.classifier import AVClassifier
 from kdctool.models.layouts import HEADS, State, detect, layout
 from kdctool.models.positions import fit_positions
 from kdctool.models.weights import load_state, load_strict, shown, split_state
+from kdctool.objectives import build as build_objective
 from kdctool.progress import say
 from kdctool.recipe import Model, Recipe
 from kdctool.stages.read_weights import read_weights
@@ -43,6 +44,17 @@ class Opened:
     data_digest: str
     decoder: State = field(default_factory=dict)
     """The pre-training decoder by released names, where the folder has one."""
+
+    def objective(self) -> Any:
+        """Encoder and decoder as pre-training built them, in eval mode; UsageFault where there is no decoder."""
+        if not self.decoder:
+            raise UsageFault(
+                f"{self.path} has no decoder: a finetuned model or an export without one cannot fill anything in",
+                "name the pre-training run; kdctool export --decoder keeps it",
+            )
+        built = build_objective(self.recipe, self.encoder)
+        load_strict(built.decoder, self.decoder, "decoder")
+        return built.eval()
 
     def said(self) -> str:
         """One line: what is about to be scored."""

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from kdctool.batch import Batch
 from kdctool.registry import Registry
 
@@ -27,6 +30,16 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class PerClip:
+    """Numbers of single clips, in the order in which they were scored: what `kdctool compare` pairs."""
+
+    uids: tuple[str, ...]
+    sources: tuple[str, ...]
+    columns: dict[str, npt.NDArray[np.float64]]
+    """Metric -> (N,) values whose mean is the metric, or (N, classes) scores and targets of a ranking."""
+
+
+@dataclass(frozen=True)
 class Result:
     """What a task found: `n_scored` plus the counts in `missing` is `n_total`."""
 
@@ -38,6 +51,11 @@ class Result:
     missing: dict[str, int]
     notes: tuple[str, ...] = ()
     """What a reader must know beside the numbers, for example classes that could not be scored."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Further numbers as JSON: a confusion matrix, per-class scores, curves."""
+    per_clip: PerClip | None = None
+    assets: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    """Arrays that the report draws: pictures, maps, spectrograms of a few clips."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,13 @@ class EvalData:
     labels: tuple[str, ...] = ()
     """Names of the label columns."""
     multi_label: bool = False
+    abouts: list[dict[str, Any]] = field(default_factory=list)
+    """The JSON member of each clip: crop, size, rotation, frame times, labels. Empty where a task reads none."""
+    train: "EvalData | None" = None
+    """The training split's clips, for a task whose `needs` has 'train'."""
+    input_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Subtracted from the frames' channels in 0-1; with `input_std` it turns model input back into pictures."""
+    input_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
 class Task(Protocol):
@@ -62,7 +87,11 @@ class Task(Protocol):
     protocol: str
     """Versioned id: numbers are comparable only under equal ids."""
     needs: tuple[str, ...]
-    """Of 'audio', 'video', 'label'."""
-    wants: Literal["encoder", "classifier"]
+    """Of 'audio', 'video', 'label', 'about' (the clips' descriptions), 'train' (the training split too)."""
+    wants: Literal["encoder", "classifier", "objective"]
+    """objective: encoder and decoder as pre-training built them."""
+    frames: Literal["mid", "all"]
+    """mid: batch["frame"] (B, C, H, W), frame N // 2. all: also batch["frames"] (B, N, C, H, W), of which the first
+    batch["frame_count"] (B,) are the clip's; the rest is zero."""
 
     def run(self, model: Any, data: EvalData) -> Result: ...

@@ -37,7 +37,8 @@ class Classification:
 
     protocol = "classification/frame-mid@1"
     needs: tuple[str, ...] = ("audio", "video", "label")
-    wants: Literal["encoder", "classifier"] = "classifier"
+    wants: Literal["encoder", "classifier", "objective"] = "classifier"
+    frames: Literal["mid", "all"] = "mid"
 
     def __init__(self, options: Section | None = None) -> None:
         self.options = options or Section()

@@ -46,7 +46,8 @@ class Retrieval:
 
     protocol = "retrieval/frame-mid@1"
     needs: tuple[str, ...] = ("audio", "video")
-    wants: Literal["encoder", "classifier"] = "encoder"
+    wants: Literal["encoder", "classifier", "objective"] = "encoder"
+    frames: Literal["mid", "all"] = "mid"
 
     def __init__(self, options: Section | None = None) -> None:
         self.options = options or Section()

@@ -1,0 +1,147 @@
+"""The clips of an evaluation as a task reads them: which split, which labels, what is missing and why."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdctool.batch import Batch
+from kdctool.data import decode
+from kdctool.data.loader import eval_batches
+from kdctool.data.whole import whole
+from kdctool.errors import DataFault, UsageFault
+from kdctool.recipe import Recipe
+from kdctool.shards.index import Index, Split
+from kdctool.shards.read import ShardReader
+from kdctool.tasks import EvalData, Task
+
+
+def choose_split(recipe: Recipe, index: Index, asked: str | None) -> Split:
+    """The split that was asked for, else the recipe's eval_split; never the training split by accident."""
+    data = recipe.data
+    if asked is None and data.eval_split == data.train_split:
+        raise UsageFault(
+            f"the recipe's eval_split is its training split '{data.train_split}'",
+            f"--split {data.train_split} if you mean to score training clips; kdctool shard holds out a test split",
+        )
+    chosen = index.split(asked or data.eval_split)
+    if not len(chosen):
+        there = ", ".join(f"{name} ({count})" for name, count in index.splits.items() if count)
+        raise DataFault(
+            f"split '{chosen.name}' of {index.folder} is empty", f"--split one of: {there or 'none has clips'}"
+        )
+    return chosen
+
+
+def eval_data(
+    scorer: Task,
+    recipe: Recipe,
+    index: Index,
+    split: Split,
+    labels: tuple[str, ...],
+    multi_label: bool,
+    device: torch.device,
+    batch_size: int,
+) -> EvalData:
+    """What `scorer` needs of `split`, and of the training split where it needs that.
+
+    `labels` are the model's label columns; a model without any takes those of the shards.
+    """
+    train = None
+    if "train" in scorer.needs:
+        learned = index.split(recipe.data.train_split)
+        train = _one(scorer, recipe, index, learned, labels, multi_label, device, batch_size, None)
+    return _one(scorer, recipe, index, split, labels, multi_label, device, batch_size, train)
+
+
+def _one(
+    scorer: Task,
+    recipe: Recipe,
+    index: Index,
+    split: Split,
+    labels: tuple[str, ...],
+    multi_label: bool,
+    device: torch.device,
+    batch_size: int,
+    train: EvalData | None,
+) -> EvalData:
+    labels = labels or index.labels
+    columns = _label_columns(labels, index) if "label" in scorer.needs else None
+    num_clips = len(split)
+    split, missing = whole(split)
+    if not len(split):
+        raise DataFault(f"no clip of split '{split.name}' has both sound and frames: {missing}")
+    batches = eval_batches(
+        index,
+        split,
+        recipe,
+        device,
+        batch_size,
+        recipe.data.workers,
+        labels=columns is not None,
+        all_frames=scorer.frames == "all",
+    )
+    told = abouts(split)
+    return EvalData(
+        batches=batches if columns is None else _with_model_labels(batches, columns, len(labels)),
+        uids=[split.key(i) for i in range(len(split))],
+        sources=[source_of(about, split.key(i)) for i, about in enumerate(told)],
+        n_total=num_clips,
+        missing=missing,
+        labels=labels,
+        multi_label=multi_label or index.multi_label,
+        abouts=told if "about" in scorer.needs else [],
+        train=train,
+        input_mean=recipe.data.image_mean,
+        input_std=recipe.data.image_std,
+    )
+
+
+def abouts(split: Split) -> list[dict[str, Any]]:
+    """The description (JSON member) of each clip; {} where a clip has none."""
+    reader = ShardReader(split)
+    found: list[dict[str, Any]] = []
+    for i in range(len(split)):
+        about: dict[str, Any] = {}
+        if "json" in split.members(i):
+            about = decode.description(reader.read(i, ["json"])["json"], f"{split.path(i).name}: {split.key(i)}.json")
+        found.append(about)
+    reader.close()
+    return found
+
+
+def source_of(about: dict[str, Any], key: str) -> str:
+    """Source video of a clip; one whose description names none is its own."""
+    return str(about.get("source_id") or about.get("source") or key)
+
+
+def sources(split: Split) -> list[str]:
+    """Source video of each clip of a split."""
+    return [source_of(about, split.key(i)) for i, about in enumerate(abouts(split))]
+
+
+def shards_of(recipe: Recipe, shards: Path | None) -> Path:
+    """The folder of shards that was asked for, else the recipe's."""
+    return Path(shards or recipe.data.shards)
+
+
+def _label_columns(known: tuple[str, ...], index: Index) -> torch.Tensor:
+    """For each label of the shards, its column in the classifier."""
+    if not index.labels:
+        raise DataFault(f"{index.folder} has no labels", "kdctool shard OUT SHARDS --labels labels.csv")
+    unknown = [label for label in index.labels if label not in known]
+    if unknown:
+        raise DataFault(
+            f"{index.folder} has {len(unknown)} labels that the classifier does not know, first '{unknown[0]}'",
+            f"it knows {len(known)}: {', '.join(known[:5])}" + (" ..." if len(known) > 5 else ""),
+        )
+    return torch.tensor([known.index(label) for label in index.labels])
+
+
+def _with_model_labels(batches: Iterator[Batch], columns: torch.Tensor, num_classes: int) -> Iterator[Batch]:
+    for batch in batches:
+        label = batch["label"]
+        widened = label.new_zeros(len(label), num_classes)
+        widened[:, columns.to(label.device)] = label
+        yield {**batch, "label": widened}
