@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 from kdctool.media.quarantine import Rejected
 
@@ -30,8 +31,11 @@ def die_with_parent(parent: int) -> None:
             os._exit(1)
 
 
-def fence(memory_bytes: int, file_bytes: int, cpu_s: float | None = None) -> None:
-    """Limit this process for good: address space, size of a written file, open files, core dumps, CPU time."""
+def fence(memory_bytes: int, file_bytes: int, cpu_s: float | None = None, process: int = 0) -> None:
+    """Limit a process (0: this one) for good: address space, size of a written file, open files, core dumps, CPU time.
+
+    Another process than this one can be limited on Linux only.
+    """
     wanted = [
         (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_FSIZE, file_bytes),
@@ -41,29 +45,30 @@ def fence(memory_bytes: int, file_bytes: int, cpu_s: float | None = None) -> Non
     if cpu_s is not None:
         wanted.append((resource.RLIMIT_CPU, math.ceil(cpu_s)))
     for kind, value in wanted:
-        hard = resource.getrlimit(kind)[1]
+        hard = (resource.prlimit(process, kind) if process else resource.getrlimit(kind))[1]
         limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
         # The soft CPU limit says its name (SIGXCPU); the hard one, a little later, only kills.
-        resource.setrlimit(
-            kind, (limit, limit + 5 if kind == resource.RLIMIT_CPU and hard == resource.RLIM_INFINITY else limit)
-        )
+        later = limit + 5 if kind == resource.RLIMIT_CPU and hard == resource.RLIM_INFINITY else limit
+        if process:
+            resource.prlimit(process, kind, (limit, later))
+        else:
+            resource.setrlimit(kind, (limit, later))
 
 
 def run(
     command: Callable[[Sequence[int]], list[str]], most: Sequence[int], timeout_s: float, memory_bytes: int
-) -> tuple[int, list[bytes], str]:
+) -> tuple[int, list[memoryview], str]:
     """Run a program that writes to several pipes; return its exit status, what came out of each, and its stderr.
 
     `command` gets one file descriptor per entry of `most`, the bytes that each pipe may deliver. The program
     may write no file, and is killed with all its children when time is up or a pipe delivers more.
     """
     pipes = [_pipe() for _ in most]
-    parent = os.getpid()
-
-    def in_child() -> None:
-        die_with_parent(parent)
-        fence(memory_bytes, file_bytes=0, cpu_s=timeout_s + 1)
-
+    fences: dict[str, Any] = {"memory_bytes": memory_bytes, "file_bytes": 0, "cpu_s": timeout_s + 1}
+    # From outside where that goes, and before the program has found its input: a function to call between fork and
+    # exec makes Python copy this process's page tables, a twentieth of what a short clip costs. A child that
+    # outlives us has no reader; its next write ends it, or its CPU time.
+    outside = hasattr(resource, "prlimit")
     try:
         process = subprocess.Popen(
             command([write for _, write in pipes]),
@@ -72,7 +77,7 @@ def run(
             stderr=subprocess.PIPE,
             pass_fds=[write for _, write in pipes],
             start_new_session=True,
-            preexec_fn=in_child,
+            preexec_fn=None if outside else lambda: fence(**fences),
         )
     except BaseException:
         for read, _ in pipes:
@@ -83,6 +88,9 @@ def run(
             os.close(write)
     assert process.stderr is not None
     try:
+        if outside:
+            with suppress(ProcessLookupError):
+                fence(**fences, process=process.pid)
         outputs, errors = _drain(
             process.stderr.fileno(), [read for read, _ in pipes], most, time.monotonic() + timeout_s
         )
@@ -107,10 +115,25 @@ def _pipe() -> tuple[int, int]:
     return read, write
 
 
-def _drain(stderr: int, reads: Sequence[int], most: Sequence[int], deadline: float) -> tuple[list[bytes], str]:
-    outputs = {read: bytearray() for read in reads}
-    limit_of = dict(zip(reads, most, strict=True))
-    errors = bytearray()
+class _Output:
+    """What comes out of a pipe, up to `most` bytes, read into its place at once."""
+
+    def __init__(self, most: int) -> None:
+        self.held = bytearray(most + 1)
+        self.size = 0
+
+    def read(self, handle: int) -> bool:
+        """Read what is there; False at the end. Rejected when there is too much."""
+        count = os.readv(handle, [memoryview(self.held)[self.size :]])
+        self.size += count
+        if self.size == len(self.held):
+            raise Rejected("decode_error", "ffmpeg delivered more than was asked for")
+        return count > 0
+
+
+def _drain(stderr: int, reads: Sequence[int], most: Sequence[int], deadline: float) -> tuple[list[memoryview], str]:
+    outputs = {read: _Output(limit) for read, limit in zip(reads, most, strict=True)}
+    errors = b""
     with selectors.DefaultSelector() as selector:
         for handle in (stderr, *reads):
             selector.register(handle, selectors.EVENT_READ)
@@ -119,13 +142,12 @@ def _drain(stderr: int, reads: Sequence[int], most: Sequence[int], deadline: flo
             if not ready:
                 raise Rejected("timeout", "ffmpeg did not end in time")
             for key, _ in ready:
-                chunk = os.read(key.fd, _CHUNK)
-                if not chunk:
-                    selector.unregister(key.fd)
-                elif key.fd == stderr:
+                if key.fd == stderr:
+                    chunk = os.read(stderr, _STDERR_KEPT)
                     errors += chunk[: _STDERR_KEPT - len(errors)]
-                elif len(outputs[key.fd]) + len(chunk) > limit_of[key.fd]:
-                    raise Rejected("decode_error", "ffmpeg delivered more than was asked for")
+                    is_open = bool(chunk)
                 else:
-                    outputs[key.fd] += chunk
-    return [bytes(outputs[read]) for read in reads], errors.decode(errors="replace")
+                    is_open = outputs[key.fd].read(key.fd)
+                if not is_open:
+                    selector.unregister(key.fd)
+    return [memoryview(found.held)[: found.size] for found in outputs.values()], errors.decode(errors="replace")
