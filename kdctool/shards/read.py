@@ -28,7 +28,7 @@ class ShardReader:
     def read(self, i: int, suffixes: Iterable[str]) -> dict[str, bytes]:
         """The asked members of clip `i`. DataFault names the shard, the member and the offset of what is damaged."""
         handle = self._open(self.split.shard(i))
-        return {suffix: self._member(handle, i, suffix) for suffix in suffixes}
+        return {place[0]: self._member(handle, i, *place) for place in self.split.places(i, suffixes)}
 
     def close(self) -> None:
         """Close this process's files; the next read opens them again."""
@@ -36,8 +36,7 @@ class ShardReader:
             os.close(handle)
         self._files.clear()
 
-    def _member(self, handle: int, i: int, suffix: str) -> bytes:
-        offset, length, crc = self.split.place(i, suffix)
+    def _member(self, handle: int, i: int, suffix: str, offset: int, length: int, crc: int) -> bytes:
         # Bytes 124-135 of a header are the size in octal: another tar of the same name is noticed here. They are read
         # by themselves, because cutting them off the member would copy it.
         if _octal(os.pread(handle, 12, offset - BLOCK + 124)) not in (length, None):

@@ -64,7 +64,8 @@ def _sharded(folder: Path) -> Iterator[StoredClip]:
             for i in range(len(split)):
                 members = split.members(i)
                 about = _about(reader, i) if "json" in members else {}
-                sums = sorted((suffix, split.place(i, suffix)[1:]) for suffix in members if suffix != "json")
+                named = [suffix for suffix in members if suffix != "json"]
+                sums = sorted((suffix, (length, crc)) for suffix, _, length, crc in split.places(i, named))
                 content = sha256(repr([place for _, place in sums]).encode()).hexdigest()
                 yield _clip(split.key(i), {"source": split.key(i)} | about, name, "", content)
                 progress.advance()
