@@ -28,6 +28,9 @@ class Section(BaseModel):
 NOT_A_RESULT: dict[str, JsonValue] = {"result": False}
 """`json_schema_extra` of a key that moves no number, so the digest that guards a resume leaves it out."""
 
+ONLY_WHERE_SET: dict[str, JsonValue] = {"result": "where set"}
+"""`json_schema_extra` of a section that most recipes do not have: in the digest where it differs from its default."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -84,10 +87,10 @@ class Registry:
     def _scan(self) -> None:
         if self._scanned:
             return
-        self._scanned = True
         folder = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(folder.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
+        self._scanned = True  # Last: a file that cannot be imported is an error every time, not a missing name.
 
 
 def options_table(given: list[str] | None) -> dict[str, Any]:

@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="Run or export folder; default: the newest finished run.")] = None,
-    task: Annotated[str, typer.Option(help="retrieval (any model) or classification (a finetuned one).")] = "retrieval",
+    task: Annotated[
+        str, typer.Option(help="retrieval (any model), classification (a finetuned one), or another file of tasks/.")
+    ] = "retrieval",
     shards: Annotated[Path | None, typer.Option(help="Folder of shards; overrides the recipe's data.shards.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to score; default: the recipe's data.eval_split.")] = None,
     device: Device = "auto",
@@ -30,6 +32,9 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="An option of the task (docs/evaluation.md); may be repeated."),
     ] = None,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Score clips that occur in training too, and say how many.")
+    ] = False,
     format: Format = "human",
 ) -> None:
     """Score a model on held-out clips: every number beside chance, with its 95 % interval.
@@ -48,6 +53,7 @@ def evaluate(
         workers=workers,
         out=out,
         options=options_table(option),
+        allow_overlap=allow_overlap,
     )
     result = done.result
     if format == "human":

@@ -4,17 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from kdctool.batch import Batch
 from kdctool.data import decode
 from kdctool.data.loader import eval_batches
-from kdctool.data.whole import whole
+from kdctool.data.whole import BOTH, whole
 from kdctool.errors import DataFault, UsageFault
 from kdctool.recipe import Recipe
 from kdctool.shards.index import Index, Split
 from kdctool.shards.read import ShardReader
-from kdctool.tasks import EvalData, Task
+from kdctool.tasks import Choice, Chooses, EvalData, Task
 
 
 def choose_split(recipe: Recipe, index: Index, asked: str | None) -> Split:
@@ -51,8 +52,8 @@ def eval_data(
     train = None
     if "train" in scorer.needs:
         learned = index.split(recipe.data.train_split)
-        train = _one(scorer, recipe, index, learned, labels, multi_label, device, batch_size, None)
-    return _one(scorer, recipe, index, split, labels, multi_label, device, batch_size, train)
+        train = _one(scorer, recipe, index, learned, labels, multi_label, device, batch_size, None, is_scored=False)
+    return _one(scorer, recipe, index, split, labels, multi_label, device, batch_size, train, is_scored=True)
 
 
 def _one(
@@ -65,13 +66,25 @@ def _one(
     device: torch.device,
     batch_size: int,
     train: EvalData | None,
+    *,
+    is_scored: bool,
 ) -> EvalData:
     labels = labels or index.labels
     columns = _label_columns(labels, index) if "label" in scorer.needs else None
-    num_clips = len(split)
-    split, missing = whole(split)
+    told = abouts(split)
+    keys = [split.key(i) for i in range(len(split))]
+    videos = [source_of(about, key) for about, key in zip(told, keys, strict=True)]
+    choice = Choice(np.ones(len(split), dtype=bool))
+    if is_scored and isinstance(scorer, Chooses):
+        choice = scorer.choose(keys, videos, told)
+    num_clips = int(choice.keep.sum()) + sum(choice.missing.values())
+    parts = [part for part in BOTH if part in scorer.needs] or BOTH
+    split, lacking = whole(split.subset(choice.keep), parts)
     if not len(split):
-        raise DataFault(f"no clip of split '{split.name}' has both sound and frames: {missing}")
+        sought = "both sound and frames" if len(parts) > 1 else {"audio": "sound", "video": "frames"}[parts[0]]
+        raise DataFault(f"no clip of split '{split.name}' has {sought}: {lacking}", "try another --split")
+    read = {split.key(i) for i in range(len(split))}
+    kept = [place for place, key in enumerate(keys) if key in read]
     batches = eval_batches(
         index,
         split,
@@ -81,34 +94,41 @@ def _one(
         recipe.data.workers,
         labels=columns is not None,
         all_frames=scorer.frames == "all",
+        parts=parts,
     )
-    told = abouts(split)
     return EvalData(
         batches=batches if columns is None else _with_model_labels(batches, columns, len(labels)),
-        uids=[split.key(i) for i in range(len(split))],
-        sources=[source_of(about, split.key(i)) for i, about in enumerate(told)],
+        uids=[keys[place] for place in kept],
+        sources=[videos[place] for place in kept],
         n_total=num_clips,
-        missing=missing,
+        missing={**choice.missing, **lacking},
         labels=labels,
         multi_label=multi_label or index.multi_label,
-        abouts=told if "about" in scorer.needs else [],
+        abouts=[told[place] for place in kept] if "about" in scorer.needs else [],
         train=train,
         input_mean=recipe.data.image_mean,
         input_std=recipe.data.image_std,
+        fbank_mean=recipe.data.fbank_mean,
+        fbank_std=recipe.data.fbank_std,
+        collages=recipe.data.tiling,
+        notes=choice.notes,
     )
 
 
 def abouts(split: Split) -> list[dict[str, Any]]:
     """The description (JSON member) of each clip; {} where a clip has none."""
+    return list(described(split))
+
+
+def described(split: Split) -> Iterator[dict[str, Any]]:
+    """`abouts` one by one, for splits that are too long to hold."""
     reader = ShardReader(split)
-    found: list[dict[str, Any]] = []
     for i in range(len(split)):
         about: dict[str, Any] = {}
-        if "json" in split.members(i):
+        if "json" in split.suffixes(i):
             about = decode.description(reader.read(i, ["json"])["json"], f"{split.path(i).name}: {split.key(i)}.json")
-        found.append(about)
+        yield about
     reader.close()
-    return found
 
 
 def source_of(about: dict[str, Any], key: str) -> str:

@@ -2,7 +2,7 @@
 
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from kdctool.progress import say
 from kdctool.recipe import Expected, Recipe
 from kdctool.registry import load_plugins
 from kdctool.shards import index as shard_index
-from kdctool.stages import run_folder
+from kdctool.stages import leakage, run_folder
 from kdctool.stages.eval_data import choose_split, eval_data, shards_of
 from kdctool.stages.fitting import choose_device, with_workers
 from kdctool.stages.load import EXPORT_FILE, Opened, open_model
-from kdctool.tasks import Result, Task, tasks
+from kdctool.tasks import Prepares, Result, Task, tasks
 
 RESULTS, DETAILS = "results.json", "details.json"
 PER_CLIP, ASSETS = "per_clip.npz", "assets.npz"
@@ -54,15 +54,24 @@ def run(
     workers: int | None = None,
     out: Path | None = None,
     options: dict[str, Any] | None = None,
+    allow_overlap: bool = False,
 ) -> Evaluated:
     """Run `task` on the model of `source` (a run or an export; default: the newest finished run that fits).
 
-    Reads the recipe's eval split; the training split only when `split` names it.
+    Reads the recipe's eval split; the training split only when `split` names it. DataFault when clips of the split
+    occur in training, unless `allow_overlap`: then the result says how many.
     """
-    opened = open_model(source or _newest(task))
+    opened = open_model(source or _newest(task), images=True)
     load_plugins(opened.recipe.plugins)
     scorer = make_task(task, options)
     model = subject(opened, scorer.wants, task)
+    if isinstance(scorer, Prepares):
+        scorer.prepare(model)
+    if opened.is_image and "audio" in scorer.needs:
+        raise UsageFault(
+            f"{opened.path} is an image model, and {task} as asked needs sound",
+            "--task probe --option present=video, --task diagnose, or --task classification after finetuning",
+        )
     index = shard_index.load(shards_of(opened.recipe, shards))
     chosen = choose_split(opened.recipe, index, split)
     device = choose_device(device_name)
@@ -71,13 +80,16 @@ def run(
     say(f"on {clips}, data sha256 {index.digest[:12]}, device {device}")
     recipe = with_workers(opened.recipe, workers)
     data = eval_data(scorer, recipe, index, chosen, opened.labels, opened.multi_label, device, batch_size)
+    overlap = leakage.check(chosen, data.uids, data.sources, opened, index, allow_overlap)
+    data = replace(data, open_encoder=lambda path: _beside(opened, Path(path)).to(device))
     result = scorer.run(model.to(device), data)
+    result = replace(result, notes=(*overlap, *data.notes, *result.notes))
     folder = out or opened.path / "eval" / task
     payload = results(result, recipe_digest(opened), index.digest, opened.weights_sha256)
     details = {
         "notes": list(result.notes),
         "options": options or {},
-        "details": result.details,
+        "details": _plain(result.details),
         "model": {"path": str(opened.path), "kind": opened.kind, "step": opened.step},
         "data": {"shards": str(index.folder), "split": chosen.name},
         "device": str(device),
@@ -86,7 +98,8 @@ def run(
     _write_arrays(folder, result)
     write_json(folder / DETAILS, details)
     write_json(folder / RESULTS, payload)
-    expected = tuple(row for row in opened.recipe.expected if row.task == task)
+    trained = ("", opened.recipe.finetune.modality if opened.kind == "finetune" else "")
+    expected = tuple(row for row in opened.recipe.expected if row.task == task and row.modality in trained)
     is_export = not (opened.path / run_folder.RUN_FILE).exists()
     return Evaluated(result, folder, opened.said(), clips, opened.path, opened.kind, is_export, expected, payload)
 
@@ -157,6 +170,25 @@ def subject(opened: Opened, wants: str, task: str) -> Any:
     return opened.classifier
 
 
+def _beside(opened: Opened, path: Path) -> torch.nn.Module:
+    """The encoder of another run or export; UsageFault unless it reads clips as this one does."""
+    other = open_model(path, images=True)
+    if opened.is_image and not other.is_image:
+        raise UsageFault(f"{path} hears, {opened.path} is an image model: only frames are read", "swap the two")
+    for section, keys in (
+        ("data", ("fbank_mean", "fbank_std", "image_mean", "image_std", "tiling")),
+        ("model", ("audio_frames", "mel_bins", "image_size")),
+    ):
+        for key in keys:
+            mine, theirs = (getattr(getattr(one.recipe, section), key) for one in (opened, other))
+            if mine != theirs:
+                raise UsageFault(
+                    f"{path} has {section}.{key} = {theirs}, {opened.path} has {mine}: they do not see the same clips",
+                    "compare models that were trained on the same inputs",
+                )
+    return other.encoder
+
+
 def _write_arrays(folder: Path, result: Result) -> None:
     """per_clip.npz and assets.npz, where the task gave any; without pickles, so anybody may open them."""
     for name in (PER_CLIP, ASSETS):
@@ -185,6 +217,15 @@ def _newest(task: str) -> Path:
             f"no finished finetuning in {run_folder.RUNS}/, and {task} needs a classifier",
             "kdctool finetune makes one from the newest pre-training",
         ) from fault
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null, wherever a task left one."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return _number(value) if isinstance(value, float) else value
 
 
 def _number(value: float) -> float | None:

@@ -10,12 +10,14 @@ from kdctool.data.loader import eval_batches
 from kdctool.progress import say
 from kdctool.recipe import Recipe
 from kdctool.shards.index import Index
-from kdctool.tasks.metrics import ranks, recall_at
+from kdctool.tasks.metrics import places, ranks, recall_at
+from kdctool.tasks.neighbours import votes
 from kdctool.train.parallel import gathered
 
 MOST_CLIPS = 1000
 """Clips of the evaluation split that a probe looks at."""
 NEIGHBOURS = 5
+VOTE_TOLERANCE = 1e-9
 
 
 def make_probe(
@@ -61,8 +63,7 @@ def make_probe(
 
 
 def nearest_neighbours(embedding: torch.Tensor, label: torch.Tensor) -> float:
-    """Accuracy of the majority among the 5 nearest other clips: embedding (N, D), label (N,)."""
-    similarity = F.normalize(embedding, dim=-1) @ F.normalize(embedding, dim=-1).T
-    similarity.fill_diagonal_(float("-inf"))
-    near = label[similarity.topk(min(NEIGHBOURS, len(label) - 1)).indices]  # (N, neighbours)
-    return float((near.mode(dim=1).values == label).float().mean())
+    """Accuracy of the majority among the 5 nearest other clips, ties shared: embedding (N, D), label (N,)."""
+    target = F.one_hot(label)
+    found = votes(embedding, embedding, target, NEIGHBOURS, temperature=None, is_same=True)
+    return float(places(found.cpu().numpy(), label.cpu().numpy(), VOTE_TOLERANCE).within(1).mean())

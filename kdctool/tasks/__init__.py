@@ -3,9 +3,9 @@
 `needs` says which parts of a clip a task looks at, `wants` which part of a model it scores.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -53,8 +53,8 @@ class Result:
     """What a reader must know beside the numbers, for example classes that could not be scored."""
     details: dict[str, Any] = field(default_factory=dict)
     """Further numbers as JSON: a confusion matrix, per-class scores, curves."""
-    per_clip: PerClip | None = None
-    assets: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    per_clip: PerClip | None = field(default=None, compare=False)
+    assets: dict[str, npt.NDArray[Any]] = field(default_factory=dict, compare=False)
     """Arrays that the report draws: pictures, maps, spectrograms of a few clips."""
 
 
@@ -79,6 +79,26 @@ class EvalData:
     input_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Subtracted from the frames' channels in 0-1; with `input_std` it turns model input back into pictures."""
     input_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    fbank_mean: float = -5.081
+    """Subtracted from the log-mel filter bank; with `fbank_std` it turns model input back into logarithms of power."""
+    fbank_std: float = 4.4849
+    collages: bool = False
+    """batch["frame"] shows four frames of the clip at once (data.tiling)."""
+    notes: tuple[str, ...] = ()
+    """What is to be said about these clips beside the numbers; the stage puts it before the result's own notes."""
+    open_encoder: Callable[[str], Any] | None = None
+    """Opens the encoder of another run or export, for a task that compares two; None where nobody can."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The clips of a split that a task scores, where it does not take all."""
+
+    keep: npt.NDArray[np.bool_]
+    """(clips,) whether the clip is one of them."""
+    missing: dict[str, int] = field(default_factory=dict)
+    """Reason -> clips that were asked for and are not in the split; they count in `n_total`."""
+    notes: tuple[str, ...] = ()
 
 
 class Task(Protocol):
@@ -95,3 +115,21 @@ class Task(Protocol):
     batch["frame_count"] (B,) are the clip's; the rest is zero."""
 
     def run(self, model: Any, data: EvalData) -> Result: ...
+
+
+@runtime_checkable
+class Chooses(Protocol):
+    """A task that scores a part of the split. Only that part is read."""
+
+    def choose(self, uids: list[str], sources: list[str], abouts: list[dict[str, Any]]) -> Choice:
+        """Of all clips of the split, also those that lack a modality: which are scored."""
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A task whose demands depend on the model; asked before any clip is read."""
+
+    def prepare(self, model: Any) -> None:
+        """Refuse a model that cannot be scored with these options (UsageFault), and set `needs` to what it reads."""
+        ...

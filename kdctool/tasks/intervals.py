@@ -34,6 +34,14 @@ def bootstrap(
     `centre` is the value without resampling, for a statistic that repeated clips bias (average precision: a
     repeated positive raises it). The interval is then moved by the difference of `centre` and the resamples' mean.
     """
+    results = resampled(values, clusters, statistic, n, seed)
+    return percentiles(results if centre is None else moved(results, centre))
+
+
+def resampled(
+    values: V, clusters: Sequence[str], statistic: Callable[[V, Floats], Floats], n: int = 2000, seed: int = 0
+) -> Floats:
+    """`statistic` of each of `n` resamples of whole clusters, (n,) or (n, M); all NaN where there is one cluster."""
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
     num_clusters = int(member.max()) + 1
     rng = np.random.default_rng(fold(seed, "bootstrap"))
@@ -46,16 +54,14 @@ def bootstrap(
         counts = np.bincount(flat, minlength=rows * num_clusters).reshape(rows, num_clusters)
         drawn.append(np.asarray(statistic(values, counts[:, member].astype(np.float64))))
     results = np.concatenate(drawn)  # (n,) or (n, M)
-    if num_clusters == 1:
-        nothing = np.full(results.shape[1:], np.nan)
-        return nothing, nothing
-    low, high = percentiles(results)
-    if centre is None:
-        return low, high
+    return results if num_clusters > 1 else np.full_like(results, np.nan)
+
+
+def moved(results: Floats, centre: Floats) -> Floats:
+    """`results` (n,) or (n, M) moved as a whole so that their mean is `centre`; NaN results stay NaN."""
     known = ~np.isnan(results)
-    count = np.maximum(known.sum(0), 1)
-    shift = centre - np.where(known, results, 0.0).sum(0) / count
-    return low + shift, high + shift
+    mean = np.where(known, results, 0.0).sum(0) / np.maximum(known.sum(0), 1)
+    return results + (centre - mean)
 
 
 def percentiles(results: Floats) -> tuple[Floats, Floats]:
@@ -74,6 +80,14 @@ def weighted_mean(values: Floats, weights: Floats) -> Floats:
     """values (N,) or (N, M), weights (R, N) -> (R,) or (R, M)."""
     total = weights.sum(1)
     return (weights @ values) / (total if values.ndim == 1 else total[:, None])
+
+
+def known_mean(values: Floats, weights: Floats) -> Floats:
+    """Mean over the entries that are not NaN: values (N,), weights (R, N) -> (R,); NaN where none was drawn."""
+    known = ~np.isnan(values)
+    total = weights @ known.astype(np.float64)
+    drawn = weights @ np.where(known, values, 0.0)
+    return np.divide(drawn, total, out=np.full(len(weights), np.nan), where=total > 0)
 
 
 def weighted_median(values: Floats, weights: Floats) -> Floats:

@@ -56,15 +56,22 @@ class Places:
         return np.clip((k - self.greater) / (self.equal + 1.0), 0.0, 1.0)
 
 
-def places(scores: ArrayLike, target: ArrayLike, tolerance: float = 0.0) -> Places:
-    """Places of column `target[i]` in row i of `scores` (Q, C); what lies within `tolerance` of it is its equal."""
+def places(
+    scores: ArrayLike, target: ArrayLike, tolerance: float = 0.0, excluded: NDArray[np.bool_] | None = None
+) -> Places:
+    """Places of column `target[i]` in row i of `scores` (Q, C); what lies within `tolerance` of it is its equal.
+
+    Where `excluded` (Q, C) is true, the column is no candidate of the row; the target itself must not be excluded.
+    """
     array = finite(scores, "scores")
     column = np.asarray(target, dtype=np.int64)
     if array.ndim != 2 or column.shape != array.shape[:1]:
         raise ValueError(f"scores {array.shape} and targets {column.shape} are not (Q, C) and (Q,)")
     mine = np.take_along_axis(array, column[:, None], axis=1)  # (Q, 1)
-    greater = np.count_nonzero(array > mine + tolerance, axis=1)
-    not_less = np.count_nonzero(array >= mine - tolerance, axis=1)
+    above, not_below = array > mine + tolerance, array >= mine - tolerance
+    if excluded is not None:
+        above, not_below = above & ~excluded, not_below & ~excluded
+    greater, not_less = np.count_nonzero(above, axis=1), np.count_nonzero(not_below, axis=1)
     return Places(greater, not_less - greater - 1)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdctool.batch import Batch
-from kdctool.errors import DataFault
+from kdctool.errors import DataFault, UsageFault
 from kdctool.progress import bar
 from kdctool.tasks import EvalData
 
@@ -52,3 +52,18 @@ def read_batches(data: EvalData) -> Iterator[Batch]:
 def clusters(data: EvalData, clip: Tensor) -> list[str]:
     """Source video of each scored clip, in the order of `clip` (N,)."""
     return [data.sources[int(index)] for index in clip]
+
+
+def check_frames(data: EvalData) -> None:
+    """UsageFault where single frames mean nothing to the model, because it was trained on collages of four."""
+    if data.collages:
+        raise UsageFault(
+            "the model was trained on collages of four frames (data.tiling), single frames are not what it knows",
+            "leave the option frames out",
+        )
+
+
+def own_frames(batch: Batch) -> Tensor:
+    """(B, N) float: 1 for each frame of batch["frames"] that is the clip's, 0 for padding."""
+    frames, count = batch["frames"], batch["frame_count"]
+    return (torch.arange(frames.shape[1], device=frames.device)[None] < count[:, None]).float()

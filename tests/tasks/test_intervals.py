@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdctool.tasks.intervals import bootstrap, weighted_mean, weighted_median
+from kdctool.tasks.intervals import bootstrap, known_mean, moved, resampled, weighted_mean, weighted_median
 
 
 def test_weighted_mean_and_median_equal_those_of_repeated_values():
@@ -91,3 +91,26 @@ def test_an_interval_of_a_biased_statistic_is_moved_onto_its_value():
     assert low > values.mean()
     low, high = bootstrap(values, names, raised, centre=np.asarray(values.mean()))
     assert low < values.mean() < high
+
+
+def test_the_mean_of_known_values_leaves_nan_out_of_every_resample():
+    values = np.array([1.0, np.nan, 3.0, 8.0])
+    weights = np.array([[1.0, 1, 1, 1], [2, 5, 1, 0], [0, 3, 0, 0]])
+    assert known_mean(values, weights)[:2] == pytest.approx([4.0, 5 / 3])
+    assert np.isnan(known_mean(values, weights)[2])
+
+
+def test_two_statistics_see_the_same_resamples():
+    names = [str(i // 2) for i in range(20)]
+    one, two = np.random.default_rng(6).random((2, 20))
+    apart = resampled(two, names, weighted_mean, n=300) - resampled(one, names, weighted_mean, n=300)
+    assert apart == pytest.approx(resampled(two - one, names, weighted_mean, n=300))
+    assert np.isnan(resampled(one, ["v"] * 20, weighted_mean, n=5)).all()
+
+
+def test_moved_results_have_the_wanted_mean_and_keep_their_gaps():
+    results = np.array([[1.0, np.nan], [3.0, 2.0], [5.0, 4.0]])
+    there = moved(results, np.array([0.0, 10.0]))
+    assert there[:, 0].tolist() == [-2.0, 0.0, 2.0]
+    assert np.isnan(there[0, 1])
+    assert there[1:, 1].tolist() == [9.0, 11.0]

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, top_k_accuracy_score
 
 from kdctool.errors import VerificationFault
+from kdctool.tasks.classes import accuracy, details, ranking
 from kdctool.tasks.classification import auc, average_precision, d_prime
-from kdctool.tasks.metrics import ClassCurves, mean_over_classes, top_k
+from kdctool.tasks.metrics import ClassCurves, mean_over_classes, places, top_k
 from kdctool.tasks.retrieval import cosine_places, ranks, recall_at
 
 HERE = Path(__file__).resolve()
@@ -101,6 +102,59 @@ def test_average_precision_and_auc_equal_scikit_learn_with_ties(seed, levels):
             abs(auc(scores[:, column], targets[:, column]) - roc_auc_score(targets[:, column], scores[:, column]))
             < 1e-12
         )
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds)
+def test_accuracies_recalls_and_confusion_equal_scikit_learn_without_ties(seed):
+    rng = np.random.default_rng(seed)
+    scores, truth = rng.normal(size=(50, 7)), rng.integers(7, size=50)
+    targets = np.eye(7)[truth] > 0
+    for k in (1, 5):
+        theirs = top_k_accuracy_score(truth, scores, k=k, labels=range(7))
+        assert top_k(scores, truth, k).mean() == pytest.approx(theirs, abs=1e-12)
+    found, areas = {}, (np.zeros(7), np.zeros(7))
+    accuracy(scores, targets, [str(i) for i in range(50)], found, {})
+    told = details(scores, targets, areas, True, tuple("abcdefg"))
+    theirs = confusion_matrix(truth, scores.argmax(1), labels=range(7))
+    assert np.array_equal(told["confusion"]["counts"], theirs)
+    for place, row in enumerate(told["per_class"]):
+        positives = theirs[place].sum()
+        assert row["recall"] == (theirs[place, place] / positives if positives else None)
+    assert found["top1"].value == pytest.approx(np.trace(theirs) / 50)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seeds)
+def test_recall_of_a_retrieval_is_scikit_learns_top_k_accuracy(seed):
+    similarity = np.random.default_rng(seed).normal(size=(30, 30))
+    for k in (1, 5, 10):
+        theirs = top_k_accuracy_score(np.arange(30), similarity, k=k, labels=range(30))
+        assert recall_at(similarity, k) == pytest.approx(theirs, abs=1e-12)
+
+
+def test_macro_scores_of_all_classes_equal_scikit_learn_and_leave_out_absent_ones():
+    scores, targets = coarse_problem(7)
+    names = [str(i) for i in range(60)]
+    found, notes, _ = ranking(scores, targets > 0, names, tuple("abcde"))
+    assert found["map"].value == pytest.approx(average_precision_score(targets, scores, average="macro"), abs=1e-12)
+    assert found["auc"].value == pytest.approx(roc_auc_score(targets, scores, average="macro"), abs=1e-12)
+    assert notes == ()
+    targets[:, 1] = 0
+    found, notes, areas = ranking(scores, targets > 0, names, tuple("abcde"))
+    others = [0, 2, 3, 4]
+    theirs = average_precision_score(targets[:, others], scores[:, others], average="macro")
+    assert found["map"].value == pytest.approx(theirs, abs=1e-12)
+    assert np.isnan(areas[0][1])
+    assert "4 of 5 classes; 1 without a positive clip left out: b" in notes[0]
+
+
+def test_excluded_candidates_do_not_count_and_the_target_always_does():
+    similarity = np.array([[0.5, 0.9, 0.5, 0.1]])
+    excluded = np.array([[False, True, True, False]])
+    found = places(similarity, [0], excluded=excluded)
+    assert (found.greater.tolist(), found.equal.tolist()) == ([0], [0])
+    assert places(similarity, [0]).rank().tolist() == [2.5]
 
 
 @settings(max_examples=25, deadline=None)
