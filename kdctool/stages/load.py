@@ -14,6 +14,7 @@ from kdctool.errors import UsageFault, VerificationFault
 from kdctool.files import read_json, sha256_file
 from kdctool.models.av_encoder import AVEncoder
 from kdctool.models.classifier import AVClassifier
+from kdctool.models.image_classifier import ImageClassifier, image_model
 from kdctool.models.layouts import HEADS, State, detect, layout
 from kdctool.models.positions import fit_positions
 from kdctool.models.weights import load_state, load_strict, shown, split_state
@@ -31,8 +32,9 @@ EXPORT_FILE = "kdctool.json"
 class Opened:
     """A model ready to be evaluated or exported, in eval mode on the CPU."""
 
-    encoder: AVEncoder
-    classifier: AVClassifier | None
+    encoder: Any
+    """An AVEncoder, or a ViT of timm where `is_image`."""
+    classifier: AVClassifier | ImageClassifier | None
     recipe: Recipe
     labels: tuple[str, ...]
     multi_label: bool
@@ -44,6 +46,19 @@ class Opened:
     data_digest: str
     decoder: State = field(default_factory=dict)
     """The pre-training decoder by released names, where the folder has one."""
+    clip: dict[str, Any] = field(default_factory=dict)
+    """How the training clips were extracted (window, frames, size); {} where the folder does not say."""
+    average: str = ""
+    """Which weights were averaged, in words; empty = the weights are those of `step`."""
+    train_shards: str = ""
+    """Where the training shards lay."""
+    teachers: dict[str, Any] = field(default_factory=dict)
+    """What the encoder was distilled from, as run.json has it: path, sha256 and licence by name."""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the encoder is a plain ViT that sees frames alone."""
+        return self.recipe.objective.student_sees_frames_alone
 
     def objective(self) -> Any:
         """Encoder and decoder as pre-training built them, in eval mode; UsageFault where there is no decoder."""
@@ -58,13 +73,17 @@ class Opened:
 
     def said(self) -> str:
         """One line: what is about to be scored."""
-        return f"{self.path} ({self.kind}), step {self.step}, weights sha256 {self.weights_sha256[:12]}"
+        average = f", {self.average}" if self.average else ""
+        return f"{self.path} ({self.kind}), step {self.step}{average}, weights sha256 {self.weights_sha256[:12]}"
 
 
-def open_model(path: Path) -> Opened:
-    """Open a run folder (its newest complete checkpoint) or an export folder."""
+def open_model(path: Path, *, images: bool = False) -> Opened:
+    """Open a run folder (its newest complete checkpoint) or an export folder.
+
+    UsageFault for a run that trained an image model, unless the caller can do with `images`.
+    """
     if (path / RUN_FILE).exists():
-        return _open_run(path)
+        return _open_run(path, images)
     if (path / EXPORT_FILE).exists():
         return _open_export(path)
     raise UsageFault(
@@ -108,6 +127,19 @@ def initial_state(path: Path, model: Model) -> Initial:
     return Initial(fitted, mapped.fresh, (*mapped.notes, *left, *notes))
 
 
+def weights_digest(path: Path) -> str:
+    """sha256 that tells the weights of a run, an export or a file apart from others."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise UsageFault(f"there are no weights at {path}", "model.init and --init name a run, an export or a file")
+        return sha256_file(path)
+    if (path / RUN_FILE).exists():
+        return checkpoint.weights_sha256(_newest(path))
+    if (path / EXPORT_FILE).exists():
+        return str(read_json(path / EXPORT_FILE)["weights_sha256"])
+    raise UsageFault(f"model.init = {path} holds no weights", "name a run, an export, an import or a weights file")
+
+
 def start_from(path: Path, model: Model, encoder: AVEncoder, decoder: nn.Module | None) -> None:
     """Load what `model.init` names into fresh modules; each is filled whole, kept as it is and told, or an error."""
     initial = initial_state(path, model)
@@ -136,7 +168,7 @@ def _completed(state: State, module: nn.Module, fresh: dict[str, str]) -> State:
 
 def _folder_state(path: Path) -> tuple[Model, State]:
     if (path / RUN_FILE).exists():
-        parts = Parts.of_run(load_state(_newest(path).folder / checkpoint.MODEL))
+        parts = Parts.of_run(checkpoint.weights(_newest(path)))
         return recipes.load(path / RECIPE_FILE).model, {**parts.encoder, **parts.decoder}
     if (path / EXPORT_FILE).exists():
         about = read_json(path / EXPORT_FILE)
@@ -159,18 +191,26 @@ def _newest(run: Path) -> checkpoint.Checkpoint:
     return found
 
 
-def _open_run(run: Path) -> Opened:
+def _open_run(run: Path, images: bool) -> Opened:
     found = _newest(run)
     about = read_json(run / RUN_FILE)
     recipe = recipes.load(run / RECIPE_FILE)
-    path = found.folder / checkpoint.MODEL
+    if recipe.objective.student_sees_frames_alone and not images:
+        raise UsageFault(
+            f"{run} trained an image model ({recipe.objective.distill.student.arch}), not an audio-visual encoder",
+            "kdctool finetune, eval and export --to timm take it; so does objective.distill.teachers.NAME.path",
+        )
     labels = tuple(about.get("labels", []))
-    return _build(recipe, about["kind"], labels, Parts.of_run(load_state(path))).opened(
-        weights_sha256=sha256_file(path),
+    return _build(recipe, about["kind"], labels, Parts.of_run(checkpoint.weights(found))).opened(
+        weights_sha256=checkpoint.weights_sha256(found),
+        average=found.said(),
         step=found.step,
         path=run,
         multi_label=bool(about.get("multi_label", False)),
         data_digest=about["data_digest"],
+        clip=about.get("clip", {}),
+        train_shards=about.get("shards", ""),
+        teachers=about.get("teachers", {}),
     )
 
 
@@ -184,6 +224,7 @@ def _open_export(folder: Path) -> Opened:
         path=folder,
         multi_label=about["multi_label"],
         data_digest=about["data_digest"],
+        clip=about.get("clip", {}),
     )
 
 
@@ -227,8 +268,8 @@ def _beneath(state: State, prefixes: tuple[str, ...]) -> State:
 
 @dataclass(frozen=True)
 class _Built:
-    encoder: AVEncoder
-    classifier: AVClassifier | None
+    encoder: Any
+    classifier: AVClassifier | ImageClassifier | None
     recipe: Recipe
     labels: tuple[str, ...]
     kind: str
@@ -241,9 +282,13 @@ class _Built:
 
 def _build(recipe: Recipe, kind: str, labels: tuple[str, ...], parts: Parts) -> _Built:
     """The model whose weights are `parts`: a tensor too many is an error like one too few."""
+    if recipe.objective.student_sees_frames_alone:
+        vit, head = image_model(recipe, len(labels), parts.encoder, parts.head)
+        return _Built(vit, head, recipe, labels, kind, {})
     with torch.device("meta"):  # No memory and no random draws for weights that are replaced at once.
         encoder = AVEncoder(recipe.model)
-        classifier = AVClassifier(encoder, len(labels), recipe.finetune.modality) if parts.head else None
+        of = recipe.finetune
+        classifier = AVClassifier(encoder, len(labels), of.modality, of.head) if parts.head else None
     load_strict(encoder, parts.encoder, "encoder", assign=True)
     if classifier is not None:
         load_strict(classifier.mlp_head, parts.head, "head", assign=True)
