@@ -95,11 +95,7 @@ def _unique(texts: Any) -> list[str]:
 
 def _annotated(tree: dict[str, Any], where: dict[str, str], resolved: bool) -> str:
     """TOML of `tree` with an origin behind every value; without `resolved` only what is not a default."""
-    blocks = [_table((), tree, where, resolved)]
-    for table, item in ((key, item) for key, items in tree.items() if _is_array(items) for item in items):
-        values = "".join(f"{key} = {_toml(value)}\n" for key, value in item.items())
-        blocks.append(f"[[{table}]]  # {where[table]}\n{values}")
-    return "\n".join(block for block in blocks if block)
+    return _table((), tree, where, resolved)
 
 
 def _table(path: tuple[str, ...], tree: dict[str, Any], where: dict[str, str], resolved: bool) -> str:
@@ -108,7 +104,10 @@ def _table(path: tuple[str, ...], tree: dict[str, Any], where: dict[str, str], r
         place = (*path, key)
         if isinstance(value, dict) and value:
             inner.append(_table(place, value, where, resolved))
-        elif not _is_array(value) and (resolved or where[".".join(place)] != "default"):
+        elif _is_array(value):
+            head = f"[[{'.'.join(map(_toml_key, place))}]]  # {where['.'.join(place)]}\n"
+            inner += [head + "".join(f"{k} = {_toml(v)}\n" for k, v in item.items()) for item in value]
+        elif resolved or where[".".join(place)] != "default":
             lines.append(f"{_toml_key(key)} = {_toml(value)}  # {where['.'.join(place)]}\n")
     head = f"[{'.'.join(map(_toml_key, path))}]\n" if path and lines else ""
     own = head + "".join(lines)

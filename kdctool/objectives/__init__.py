@@ -40,7 +40,8 @@ class Objective(Protocol):
     encoder: Any
     weights: dict[str, float]
     """Weight of every term that is computed; a term of weight 0 is absent. Read anew in every pass: measuring one
-    term's gradient sets the others to 0 for a moment."""
+    term's gradient sets the others to 0 for a moment. An objective may also have `coupled_meters(features)`: with
+    several micro batches it gives the meters that a forward pass on the whole global batch would."""
 
     def __call__(
         self, batch: Batch, rng: torch.Generator, global_batch: int, feature_grads: dict[str, Tensor] | None = None
@@ -78,6 +79,9 @@ def inner_products(module: nn.Module, features: dict[str, Tensor], feature_grads
     return torch.stack(parts).sum() if parts else torch.zeros(())
 
 
-def build(recipe: Recipe, encoder: Any) -> Any:
-    """The objective that the recipe names, on top of `encoder`; its new weights come from torch's global generator."""
-    return objectives.get(recipe.objective.name).cls(recipe, encoder)
+def build(recipe: Recipe, encoder: Any, **more: Any) -> Any:
+    """The objective that the recipe names, on top of `encoder`; its new weights come from torch's global generator.
+
+    `more` is what only some objectives take, such as opened teachers.
+    """
+    return objectives.get(recipe.objective.name).cls(recipe, encoder, **more)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdctool.batch import Batch
 from kdctool.errors import UsageFault
 from kdctool.models.classifier import AVClassifier
+from kdctool.models.image_classifier import ImageClassifier
 from kdctool.objectives import Loss
 from kdctool.recipe import Finetune
 
@@ -17,10 +18,13 @@ from kdctool.recipe import Finetune
 class ClassificationObjective(nn.Module):
     """Loss of a classifier's logits against batch["label"] (B, classes); nothing couples clips, nothing is random.
 
-    `multi_label` decides what `loss = "auto"` means. `freeze_encoder` leaves the head alone trainable.
+    `multi_label` decides what `loss = "auto"` means. `freeze_encoder` and the attentive head leave the head alone
+    trainable. Labels may be soft: mixup makes them so.
     """
 
-    def __init__(self, options: Finetune, classifier: AVClassifier, num_classes: int, multi_label: bool) -> None:
+    def __init__(
+        self, options: Finetune, classifier: AVClassifier | ImageClassifier, num_classes: int, multi_label: bool
+    ) -> None:
         super().__init__()
         if classifier.num_classes != num_classes:
             raise UsageFault(
@@ -31,7 +35,7 @@ class ClassificationObjective(nn.Module):
         self.label_smoothing = options.label_smoothing
         self.loss = ("bce" if multi_label else "ce") if options.loss == "auto" else options.loss
         self.weights = {"classification": 1.0}
-        classifier.train_encoder(not options.freeze_encoder)
+        classifier.train_encoder(options.trains_encoder)
 
     @property
     def encoder(self) -> nn.Module:

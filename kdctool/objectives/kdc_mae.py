@@ -140,6 +140,12 @@ class KdcMae(nn.Module):
         with torch.autocast(next(iter(features.values())).device.type, enabled=False):
             return _evaluate(self.coupled_parts, features)[0]
 
+    @torch.no_grad()
+    def coupled_meters(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the coupled terms tell beside their value, of the same features: the contrastive accuracy."""
+        with torch.autocast(next(iter(features.values())).device.type, enabled=False):
+            return _evaluate(self.coupled_parts, features)[1]
+
     def after_step(self, step: int) -> None:
         """Hold a learned temperature in its range and move the teacher."""
         if self.contrastive is not None:

@@ -143,10 +143,13 @@ def _choices(expected: str) -> list[str]:
 
 def _known_keys(location: Location) -> list[str]:
     section: type[Section] = Recipe
+    keyed = False  # Whether the next part is a name that the recipe chose.
     for part in location:
-        if isinstance(part, int):
+        if isinstance(part, int) or keyed:
+            keyed = False
             continue
         annotation = section.model_fields[part].annotation if part in section.model_fields else None
+        keyed = typing.get_origin(annotation) is dict
         inner = _section_in(annotation)
         if inner is None:
             return []

@@ -4,8 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from kdctool.recipe.distill import AV, Distill
 from kdctool.recipe.kinds import NonNegativeFloat, Positive, PositiveFloat, Range, Ratio
-from kdctool.registry import Section
+from kdctool.registry import ONLY_WHERE_SET, Section
+
+DISTILL = "hybrid_distill"
+"""The objective that reads [objective.distill]."""
 
 
 class Masking(Section):
@@ -132,13 +136,27 @@ class Objective(Section):
     legacy_view2_order: bool = False
     """Decode every view with the first view's order, as the KDC-MAE release does: tokens of later views land at
     foreign places. For replication only."""
+    distill: Distill = Field(Distill(), json_schema_extra=ONLY_WHERE_SET)
+    """Teachers, student and losses of name = "hybrid_distill"."""
     options: dict[str, Any] = {}
     """Options of a registered objective outside the family."""
+
+    @property
+    def student_sees_frames_alone(self) -> bool:
+        """Whether what is trained is an image model and not the encoder of [model]."""
+        return self.name == DISTILL and self.distill.student.arch != AV
 
 
 def contradictions(masking: Masking, objective: Objective) -> list[tuple[str, str]]:
     """(cause, fix) of every pair of keys that cannot both hold in the KDC-MAE family."""
     found = []
+    if objective.distill != Distill():
+        found.append(
+            (
+                f"objective.distill means nothing to objective.name = '{objective.name}'",
+                f"set objective.name = '{DISTILL}', or remove it",
+            )
+        )
     if objective.options:
         found.append(
             (
@@ -175,4 +193,24 @@ def contradictions(masking: Masking, objective: Objective) -> list[tuple[str, st
                 "set objective.decoder.kind = 'joint', or objective.legacy_view2_order = false",
             )
         )
+    return found
+
+
+def distill_contradictions(objective: Objective, init: str, probes: int) -> list[tuple[str, str]]:
+    """(cause, fix) of every pair of keys that cannot both hold for objective.name = "hybrid_distill"."""
+    found = []
+    if not any(loss.weight for loss in objective.distill.losses):
+        found.append(
+            (
+                f"objective.name = '{DISTILL}', but [[objective.distill.losses]] holds none with a weight",
+                "say what to reproduce of which teacher, as recipes/hybrid_clip.toml does",
+            )
+        )
+    if objective.options:
+        found.append((f"objective.options means nothing to '{DISTILL}'", "its knobs are in objective.distill"))
+    if objective.student_sees_frames_alone and init:
+        found.append((f"model.init = '{init}' is for audio-visual encoders", "remove it: an image student is random"))
+    if objective.student_sees_frames_alone and probes:
+        found.append((f"log.probe_every_steps = {probes} compares sound with frames, the student sees frames alone",
+                      "set it to 0"))  # fmt: skip
     return found

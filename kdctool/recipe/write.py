@@ -7,7 +7,7 @@ import tomli_w
 
 from kdctool.recipe.load import preset_of
 from kdctool.recipe.sections import Recipe
-from kdctool.registry import Section
+from kdctool.registry import ONLY_WHERE_SET, Section
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -25,14 +25,22 @@ def result_keys(recipe: Section, sections: tuple[str, ...] | None = None) -> dic
         if sections is not None and name not in sections:
             continue
         extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("result") is False:
-            continue
+        kind = extra.get("result") if isinstance(extra, dict) else None
         value = getattr(recipe, name)
-        if isinstance(value, Section):
-            keys.update({f"{name}.{key}": inner for key, inner in result_keys(value).items()})
-        else:
-            keys[name] = list(value) if isinstance(value, tuple) else value
+        if kind is False or (kind == ONLY_WHERE_SET["result"] and value == field.default):
+            continue
+        keys.update(_result_keys(name, value))
     return keys
+
+
+def _result_keys(name: str, value: Any) -> dict[str, Any]:
+    """`name` and `value`, or the keys of the section or of the sections that `value` is."""
+    if isinstance(value, Section):
+        return {f"{name}.{key}": inner for key, inner in result_keys(value).items()}
+    many = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, tuple) else {}
+    if many and all(isinstance(item, Section) for item in many.values()):
+        return {k: v for place, item in many.items() for k, v in _result_keys(f"{name}.{place}", item).items()}
+    return {name: list(value) if isinstance(value, tuple) else value}
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -36,7 +36,7 @@ def steps(recipe: Recipe, batch: Batch, mode: str, micros: int) -> dict[str, Any
         collapse_every=2,
     )
     parts = [{name: x[rank + m * ranks :: ranks * micros] for name, x in batch.items()} for m in range(micros)]
-    rows = [train_step(trainer, parts, step) for step in range(3)]
+    rows = [dict(train_step(trainer, parts, step)) for step in range(3)]
     return {"rows": rows, "state": {name: whole(value) for name, value in objective.state_dict().items()}}
 
 

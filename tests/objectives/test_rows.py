@@ -40,6 +40,17 @@ def test_every_term_is_told_raw_and_weighted_and_the_weighted_ones_are_the_loss(
     assert sum(weighted) == pytest.approx(row["loss"])
 
 
+def test_accuracy_is_of_the_whole_batch_with_several_micro_batches_too(
+    make_objective: Callable[..., Any], make_batch: Callable[..., Batch]
+) -> None:
+    found = []
+    for micro in (8, 4, 1):
+        micros = [make_batch(EVERYONE[i : i + micro]) for i in range(0, 8, micro)]
+        found.append(train_step(make_trainer(make_objective("kdc_mae")), micros, 0)["contrastive_accuracy"])
+    assert found[0] < 1, "one clip alone would always be its own best match"
+    assert found == pytest.approx([found[0]] * 3)
+
+
 @pytest.mark.parametrize("micro", [8, 2])
 def test_a_terms_gradient_norm_is_that_of_the_term_alone(
     micro: int, make_objective: Callable[..., Any], make_batch: Callable[..., Batch]
