@@ -1,0 +1,1 @@
+"""AV-Digits: a small audio-visual benchmark of spoken and handwritten digits, protocol version 2."""
