@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from kdctool.cli.pretrain import finish, without_nproc
 from kdctool.cli.show import Device, Format, Set
+from kdctool.cli.training import DryRun, MaxRestarts, Nproc, Overwrite, Profile, Workers, finish, steps, without_nproc
 
 
 def register(app: typer.Typer) -> None:
@@ -28,19 +28,19 @@ def finetune(
         typer.Option(help="Which towers classify; overrides finetune.modality."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME-finetune-sSEED-DIGEST.")] = None,
-    nproc: Annotated[int, typer.Option(min=1, help="Processes; more than one starts torchrun.")] = 1,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Reading processes per rank; overrides data.workers.")
-    ] = None,
+    nproc: Nproc = 1,
+    workers: Workers = None,
     change: Set = None,
     device: Device = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget an earlier run in the same folder.")] = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    max_restarts: MaxRestarts = 0,
+    profile: Profile = None,
     format: Format = "human",
 ) -> None:
     """Train a classifier on labelled shards: audio, video or both; one label per clip or several.
 
-    Typed again, it goes on from the last complete checkpoint.
+    Typed again, it goes on from the last complete checkpoint; started under torchrun, it joins.
     """
     from kdctool import recipe as recipes
 
@@ -59,6 +59,8 @@ def finetune(
         workers=workers,
         dry_run=dry_run,
         overwrite=overwrite,
+        profile=steps(profile),
+        max_restarts=max_restarts,
         arguments=without_nproc(sys.argv[1:]),
     )
     finish("finetune", done, f"kdctool eval {done.run} --task classification", format)

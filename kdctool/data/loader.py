@@ -1,6 +1,6 @@
 """Worker processes around `Clips`: batches for training from any step on, and all clips in order for evaluation."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from kdctool.batch import Batch
 from kdctool.data.clips import Clips, Failed, Raw
 from kdctool.data.device import ToBatch
 from kdctool.data.order import Order, Request
+from kdctool.data.whole import BOTH
 from kdctool.recipe import Recipe
 from kdctool.shards.index import Index, Split
 
@@ -74,9 +75,13 @@ def eval_batches(
     *,
     labels: bool,
     all_frames: bool = False,
+    parts: Collection[str] = BOTH,
 ) -> Iterator[Batch]:
-    """Every clip of the split once, in order, without augmentation: the middle frame, and `frames` when asked."""
-    clips = Clips(index, split, recipe, training=False, with_labels=labels, all_frames=all_frames)
+    """Every clip of the split once, in order, without augmentation: the middle frame, and `frames` when asked.
+
+    Clips need only have the `parts` of 'audio' and 'video' that are read.
+    """
+    clips = Clips(index, split, recipe, training=False, with_labels=labels, all_frames=all_frames, parts=parts)
     places = range(len(split))
     lists = [[Request(i, 0, i) for i in places[first : first + batch_size]] for first in places[::batch_size]]
     to_batch = ToBatch(recipe, device, training=False)

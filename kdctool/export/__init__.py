@@ -10,8 +10,8 @@ from kdctool.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdctool.models.av_encoder import AVEncoder
     from kdctool.models.classifier import AVClassifier
+    from kdctool.models.image_classifier import ImageClassifier
 
 exporters = Registry("exporter", __name__)
 
@@ -20,8 +20,9 @@ exporters = Registry("exporter", __name__)
 class Package:
     """A model in eval mode on the CPU, and everything that must be known of it where the run folder is not."""
 
-    encoder: "AVEncoder"
-    classifier: "AVClassifier | None"
+    encoder: Any
+    """An AVEncoder, or a ViT of timm where `is_image`."""
+    classifier: "AVClassifier | ImageClassifier | None"
     recipe: Recipe
     labels: tuple[str, ...]
     multi_label: bool
@@ -38,6 +39,15 @@ class Package:
     """Contents of the `results.json` files of exactly these weights."""
     decoder: "dict[str, Tensor]" = field(default_factory=dict)
     """The pre-training decoder by released names, where it is to be kept."""
+    clip: dict[str, Any] = field(default_factory=dict)
+    """How the training clips were extracted; {} where nobody knows."""
+    teachers: dict[str, Any] = field(default_factory=dict)
+    """What the encoder was distilled from: path, sha256 and licence by name."""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the encoder is a plain ViT that sees frames alone."""
+        return self.recipe.objective.student_sees_frames_alone
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,10 @@ class Check:
 
 
 class Exporter(Protocol):
-    """A format. `write` returns the names of the files it made in `folder`; `check` reads them back."""
+    """A format. `takes` says of which models, "image" or "audio-visual"; one that does not say takes both.
+
+    `write` returns the names of the files it made in `folder`; `check` reads them back.
+    """
 
     def write(self, package: Package, folder: Path) -> list[str]: ...
 

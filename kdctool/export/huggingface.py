@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save
@@ -58,6 +58,8 @@ def config(package: Package) -> dict[str, Any]:
 class HuggingFace:
     """Writes the folder and reads it back bit for bit."""
 
+    takes: Literal["audio-visual"] = "audio-visual"
+
     def __init__(self, options: Section | None = None) -> None:
         self.options = options or Section()
 
@@ -75,6 +77,7 @@ class HuggingFace:
                 "recipe": package.recipe.model_dump(mode="json"),
                 "recipe_digest": package.recipe_digest,
                 "data_digest": package.data_digest,
+                "clip": package.clip,
                 "source": package.source,
                 "source_sha256": package.source_sha256,
                 "weights_sha256": sha256_file(folder / WEIGHTS),
@@ -95,7 +98,8 @@ class HuggingFace:
         outputs: list[tuple[Any, Any]] = [(package.encoder, again.eval())]
         if package.classifier is not None:
             with torch.device("meta"):
-                classifier = AVClassifier(again, len(package.labels), package.classifier.modality)
+                own = package.classifier
+                classifier = AVClassifier(again, len(package.labels), own.modality, own.head)
             classifier.mlp_head.load_state_dict(head, assign=True)
             outputs.append((package.classifier, classifier.eval()))
         worst = max(tensor_difference(*(_outputs(model, probes) for model in pair)) for pair in outputs)

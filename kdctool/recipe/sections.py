@@ -8,19 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from kdctool.recipe.kinds import (
-    Betas,
-    Names,
-    NonNegative,
-    NonNegativeFloat,
-    Positive,
-    PositiveFloat,
-    Triple,
-    as_tuple,
-)
+from kdctool.recipe.finetune import Finetune
+from kdctool.recipe.kinds import Names, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Range, Triple, as_tuple
 from kdctool.recipe.machine import Guard, Parallel
 from kdctool.recipe.model import Model
 from kdctool.recipe.objective import (
+    DISTILL,
     Contrastive,
     Decoder,
     Masking,
@@ -28,9 +21,11 @@ from kdctool.recipe.objective import (
     Reconstruction,
     SelfDistillation,
     contradictions,
+    distill_contradictions,
 )
 from kdctool.recipe.presets import PRESETS
-from kdctool.registry import NOT_A_RESULT, Section
+from kdctool.recipe.training import Optim, Training
+from kdctool.registry import NOT_A_RESULT, ONLY_WHERE_SET, Section
 
 __all__ = [
     "Contrastive",
@@ -69,6 +64,13 @@ class Data(Section):
     """Show four frames of the clip as a 2 x 2 collage instead of one (KDC-MAE's `four_tiling`)."""
     noise: bool = True
     """CAV-MAE's training augmentation: uniform noise on the filter bank and a circular roll along time."""
+    crop: Literal["center", "random"] = Field("center", json_schema_extra=ONLY_WHERE_SET)
+    """What a training step sees of a stored frame that is larger than the model's: its centre, or a random part of it
+    (RandomResizedCrop: area from crop_scale, aspect 3/4 to 4/3, bicubic). Evaluation sees the centre."""
+    crop_scale: Range = Field((0.2, 1.0), json_schema_extra=ONLY_WHERE_SET)
+    """Smallest and largest share of the stored frame's area that crop = "random" shows."""
+    flip: bool = Field(False, json_schema_extra=ONLY_WHERE_SET)
+    """Mirror every other frame left to right in training, at random."""
     fbank_mean: float = -5.081
     """Subtracted from the log-mel filter bank; -5.081 is CAV-MAE's constant for AudioSet and VGGSound."""
     fbank_std: PositiveFloat = 4.4849
@@ -78,47 +80,14 @@ class Data(Section):
     image_std: Triple = (0.229, 0.224, 0.225)
     """Per channel, of frames in 0-1."""
 
-
-class Optim(Section):
-    """Optimiser and learning-rate schedule. The learning rate is never scaled by the batch or the world size."""
-
-    name: Literal["adam", "adamw"] = "adam"
-    """adam couples the weight decay into the gradient, as CAV-MAE does; adamw decouples it."""
-    lr: PositiveFloat = 1e-4
-    """Learning rate after warm-up, at the recipe's global batch."""
-    betas: Betas = (0.95, 0.999)
-    """Adam's moment decays."""
-    eps: PositiveFloat = 1e-8
-    """Adam's epsilon."""
-    weight_decay: NonNegativeFloat = 5e-7
-    """Weight decay; with adamw not applied to biases, norms and embeddings."""
-    schedule: Literal["step", "cosine", "constant"] = "step"
-    """step: times `step_gamma` from epoch `step_start` on, every `step_every` epochs; cosine: down to `min_lr`."""
-    warmup_epochs: NonNegativeFloat = 0.0
-    """Linear warm-up; fractions are allowed."""
-    step_start: Positive = 10
-    """First epoch (1-based, finished) after which the step schedule decays."""
-    step_every: Positive = 5
-    """Epochs between decays."""
-    step_gamma: PositiveFloat = 0.5
-    """Factor of each decay."""
-    min_lr: NonNegativeFloat = 0.0
-    """Where the cosine ends."""
-    grad_clip: NonNegativeFloat = 0.0
-    """Largest gradient norm; 0 does not clip."""
-
-
-class Training(Section):
-    """How long, how large a batch, in which precision."""
-
-    epochs: Positive = 25
-    """Passes over the training split; a tail smaller than the global batch is dropped."""
-    global_batch: Positive = 120
-    """Clips per optimiser step over all ranks. Negatives of the contrastive loss come from all of them."""
-    micro_batch: NonNegative = Field(0, json_schema_extra=NOT_A_RESULT)
-    """Clips per forward pass on one rank; 0 = the rank's whole share. Smaller values accumulate gradients."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast of the forward pass; parameters stay fp32."""
+    @model_validator(mode="after")
+    def _crop_fits(self) -> "Data":
+        low, high = self.crop_scale
+        if not low <= high <= 1:
+            raise ValueError(f"crop_scale = [{low:g}, {high:g}] are shares of the area: smallest first, at most 1")
+        if self.crop == "random" and self.tiling:
+            raise ValueError("crop = 'random' shows a part of one frame, tiling = true four whole ones: turn one off")
+        return self
 
 
 class Log(Section):
@@ -149,43 +118,6 @@ class Log(Section):
     """Also log to MLflow (pip install mlflow), at MLFLOW_TRACKING_URI or in the run's folder."""
 
 
-class FinetuneOptim(Optim):
-    """Optimiser of finetuning, with CAV-MAE's VGGSound settings as defaults."""
-
-    step_start: Positive = 2
-    """First epoch (1-based, finished) after which the step schedule decays."""
-    step_every: Positive = 1
-    """Epochs between decays."""
-
-
-class FinetuneTraining(Training):
-    """Length and batch of finetuning, with CAV-MAE's VGGSound settings as defaults."""
-
-    epochs: Positive = 10
-    """Passes over the training split."""
-    global_batch: Positive = 48
-    """Clips per optimiser step over all ranks."""
-
-
-class Finetune(Section):
-    """Classification on top of a pre-trained encoder."""
-
-    modality: Literal["audio", "video", "both"] = "both"
-    """Which towers classify."""
-    loss: Literal["auto", "ce", "bce"] = "auto"
-    """ce for one label per clip, bce for several; auto looks at the labels."""
-    freeze_encoder: bool = False
-    """Train the head alone (linear probe)."""
-    head_lr_scale: PositiveFloat = 10.0
-    """Learning rate of the head over that of the encoder."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the target that is spread over all classes."""
-    optim: FinetuneOptim = FinetuneOptim()
-    """Optimiser of finetuning."""
-    training: FinetuneTraining = FinetuneTraining()
-    """Length and batch of finetuning."""
-
-
 class Expected(Section):
     """A number somebody published or measured for this recipe; eval prints ours beside it."""
 
@@ -193,6 +125,8 @@ class Expected(Section):
     """retrieval or classification."""
     metric: str
     """Name in results.json, for example a2v_r1 or top1."""
+    modality: Literal["", "audio", "video", "both"] = ""
+    """Of a classification: what the finetuned model hears and sees; empty = the number holds whatever it does."""
     value: float
     """In the unit of results.json: shares in 0-1."""
     source: str
@@ -244,6 +178,12 @@ class Recipe(Section):
     def _keys_agree(self) -> "Recipe":
         if self.objective.name in PRESETS and (found := contradictions(self.masking, self.objective)):
             raise ValueError("; ".join(f"{cause}: {fix}" for cause, fix in found))
+        if self.objective.name == DISTILL and (
+            found := distill_contradictions(self.objective, self.model.init, self.log.probe_every_steps)
+        ):
+            raise ValueError("; ".join(f"{cause}: {fix}" for cause, fix in found))
+        if misfit := self.finetune.misfit(self.model):
+            raise ValueError(misfit)
         if self.data.tiling and self.data.frame == "cycle":
             raise ValueError("data.frame = 'cycle' chooses one frame, data.tiling = true shows four: turn one off")
         if self.data.tiling and self.model.image_size % 2:

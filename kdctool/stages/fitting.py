@@ -3,11 +3,12 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
+import numpy as np
 import torch
 
 from kdctool import dist
@@ -15,12 +16,13 @@ from kdctool.data.clips import Clips
 from kdctool.data.device import ToBatch
 from kdctool.data.loader import training_batches
 from kdctool.data.order import Order
-from kdctool.data.whole import whole
+from kdctool.data.whole import BOTH, whole
 from kdctool.errors import DataFault, EnvironmentFault, KdctoolError, UsageFault
 from kdctool.files import locked
 from kdctool.progress import say
-from kdctool.recipe import Optim, Recipe, Training
+from kdctool.recipe import Finetune, Optim, Recipe, Training
 from kdctool.shards.index import Index, Split
+from kdctool.stages import run_folder
 from kdctool.train import launch
 from kdctool.train.checkpoint import latest
 from kdctool.train.flops import per_clip
@@ -53,6 +55,52 @@ class Plan:
         ]
 
 
+class How(TypedDict, total=False):
+    """How the machine goes about a training, as the command line says; no number depends on it."""
+
+    nproc: int
+    device_name: str
+    workers: int | None
+    dry_run: bool
+    overwrite: bool
+    profile: tuple[int, int] | None
+    """Steps (from, to) to record."""
+    max_restarts: int
+    """How often torchrun may start all processes again."""
+    arguments: list[str]
+    """The command line without --nproc, which torchrun's children receive."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training that is ready to start: what `pretrain` and `finetune` each put together."""
+
+    kind: Literal["pretrain", "finetune"]
+    recipe: Recipe
+    index: Index
+    split: Split
+    training: Training
+    optim: Optim
+    plan: Plan
+    objective: Any
+    rows: list[tuple[str, str]]
+    """For the screen."""
+    next_step: Callable[[Path], str]
+    guard: dict[str, Any] = field(default_factory=dict)
+    """What decides the result beside the recipe, such as initial weights."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """What others need to open the run, such as its labels."""
+    parts: Collection[str] = BOTH
+    """What is read of 'audio' and 'video'."""
+    finetune: Finetune | None = None
+    """Labels are read and clips augmented as it says; None in pre-training."""
+    lr_scales: dict[str, float] = field(default_factory=dict)
+    """Prefix of parameter names -> factor on the learning rate."""
+    probe: Callable[[], dict[str, float]] | None = None
+    tell: Callable[[bool], None] | None = None
+    """Says what else there is to say after `rows`; is told whether it is a dry run."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """How a pre-training or finetuning went."""
@@ -64,8 +112,45 @@ class Trained:
     exit_code: int = 0
 
 
-def plan(split: Split, training: Training, seed: int, ranks: int) -> Plan:
-    """Split the global batch over ranks and passes; UsageFault when it does not divide."""
+def run(folder: Path, make: Callable[[int, torch.device], Job], how: How) -> Trained:
+    """Carry out the job that `make(ranks, device)` gives, in `folder`, or start torchrun for it.
+
+    `make` runs in the processes that train, which have joined their group by then.
+    """
+    nproc, device_name, dry_run = how.get("nproc", 1), how.get("device_name", "auto"), how.get("dry_run", False)
+    if not dry_run:
+        code = start(nproc, device_name, how.get("arguments", []), folder, how.get("max_restarts", 0))
+        if code is not None:
+            return Trained(folder, None, [], code)
+    device = choose_device(device_name)
+    dist.init(device)
+    try:
+        job = make(dist.world()[1] if launch.inside_torchrun() else max(nproc, 1), device)
+        if dist.is_main():
+            for name, value in job.rows:
+                say(f"{name}: {value}")
+            if job.tell is not None:
+                job.tell(dry_run)
+        if dry_run:
+            return Trained(folder, None, job.rows)
+        with lock_run(folder):
+            clear(folder, how.get("overwrite", False))
+            identity = {"recipe_digest": "", "data_digest": job.index.digest}
+            if dist.is_main():
+                data = {"clip": job.index.settings, "shards": str(job.index.folder.resolve())}
+                about = (job.recipe, job.kind, job.index.digest, job.guard, {**data, **job.about})
+                identity["recipe_digest"] = run_folder.prepare(folder, *about)["recipe_digest"]
+            dist.barrier()
+            return Trained(folder, train(job, folder, device, identity, how), job.rows)
+    finally:
+        dist.shutdown()
+
+
+def plan(split: Split, training: Training, seed: int, ranks: int, weights: np.ndarray | None = None) -> Plan:
+    """Split the global batch over ranks and passes; UsageFault when it does not divide.
+
+    `weights` (clips,) make an epoch so many weighted draws with replacement.
+    """
     micro = training.micro_batch or -(-training.global_batch // ranks)
     if training.global_batch % (micro * ranks):
         raise UsageFault(
@@ -73,22 +158,28 @@ def plan(split: Split, training: Training, seed: int, ranks: int) -> Plan:
             f"micro_batch x ranks = {micro} x {ranks}",
             f"--set training.global_batch={max(1, round(training.global_batch / (micro * ranks))) * micro * ranks}",
         )
-    order = Order(tuple(split.sizes), training.global_batch, seed, training.epochs)
+    order = Order(tuple(split.sizes), training.global_batch, seed, training.epochs, weights)
     return Plan(order, len(split), micro, training.global_batch // (micro * ranks), ranks)
 
 
-def usable(split: Split) -> Split:
-    """The clips that have sound and frames; says how many of the split have not. DataFault where none has."""
-    kept, lacking = whole(split)
+def usable(split: Split, parts: Collection[str] = BOTH) -> Split:
+    """The clips that have the `parts` that are read; says how many have not. DataFault where none has."""
+    kept, lacking = whole(split, parts)
     told = ", ".join(f"{count} {reason}" for reason, count in lacking.items())
+    wanted = "both sound and frames" if len(parts) > 1 else "sound" if "audio" in parts else "frames"
     if not len(kept):
         raise DataFault(
-            f"none of {len(split)} clips of split '{split.name}' has both sound and frames: {told}",
+            f"none of {len(split)} clips of split '{split.name}' has {wanted}: {told}",
             "kdctool extract without --allow-missing names the files that lack one",
         )
     if lacking and dist.is_main():
-        say(f"{len(kept)} of {len(split)} clips have both sound and frames; left out: {told}")
+        say(f"{len(kept)} of {len(split)} clips have {wanted}; left out: {told}")
     return kept
+
+
+def parts_of(finetune: Finetune) -> Collection[str]:
+    """Which of 'audio' and 'video' a finetuning reads."""
+    return BOTH if finetune.modality == "both" else (finetune.modality,)
 
 
 def choose_device(name: str) -> torch.device:
@@ -125,69 +216,57 @@ def clear(run: Path, overwrite: bool) -> None:
         (run / name).unlink(missing_ok=True)
 
 
-def train(
-    objective: Any,
-    recipe: Recipe,
-    index: Index,
-    split: Split,
-    training: Training,
-    optim: Optim,
-    the_plan: Plan,
-    run: Path,
-    device: torch.device,
-    identity: dict[str, Any],
-    *,
-    labels: bool,
-    lr_scales: dict[str, float] | None = None,
-    next_step: Callable[[Path], str],
-    probe: Callable[[], dict[str, float]] | None = None,
-    profile: tuple[int, int] | None = None,
-) -> Fitted:
-    """Fit `objective` in `run`, which is locked meanwhile; status.json tells how it ended."""
+def train(job: Job, folder: Path, device: torch.device, identity: dict[str, Any], how: How) -> Fitted:
+    """Fit the job's objective in `folder`, which is locked meanwhile; status.json tells how it ended."""
     rank, ranks = dist.world()
-    model = recipe.model
-    shapes: dict[str, tuple[int, ...]] = {
-        "fbank": (model.audio_frames, model.mel_bins),
-        "frame": (3, model.image_size, model.image_size),
-    }
-    if labels:
-        shapes["label"] = (len(index.labels),)
+    recipe, training, objective, finetune = job.recipe, job.training, job.objective, job.finetune
     # Counting takes a second or two: worth it where the rate of the device is worth knowing.
-    flops = per_clip(objective, shapes) if device.type == "cuda" else 0.0
+    flops = per_clip(objective, _shapes(job)) if device.type == "cuda" else 0.0
     objective.to(device)
     module = wrap(objective, device, recipe.parallel)
     trainer = Trainer(
         objective=objective,
         module=module,
-        optimizer=build(objective, optim, lr_scales),
+        optimizer=build(objective, job.optim, job.lr_scales),
         scaler=torch.amp.GradScaler(device.type, enabled=training.precision == "fp16"),
         device=device,
         autocast=_DTYPES[training.precision],
         global_batch=training.global_batch,
-        grad_clip=optim.grad_clip,
+        grad_clip=job.optim.grad_clip,
         seed=recipe.seed,
         flops_per_clip=flops,
         gradient_norms_every=recipe.log.gradient_norms_every * recipe.log.every_steps,
         collapse_every=recipe.log.collapse_every * recipe.log.every_steps,
     )
-    clips = Clips(index, split, recipe, training=True, with_labels=labels)
-    order, workers = the_plan.order, recipe.data.workers
+    parts, labels = job.parts, finetune is not None
+    clips = Clips(job.index, job.split, recipe, training=True, with_labels=labels, parts=parts, finetune=finetune)
+    order, micro, workers = job.plan.order, job.plan.micro_batch, how.get("workers")
+    workers = recipe.data.workers if workers is None else workers
     feed = Feed(
-        lambda step: training_batches(clips, order, step, the_plan.micro_batch, rank, ranks, workers, device),
-        ToBatch(recipe, device, training=True),
+        lambda step: training_batches(clips, order, step, micro, rank, ranks, workers, device),
+        ToBatch(recipe, device, training=True, finetune=finetune),
     )
     length = Length(order.steps_per_epoch, order.total_steps)
+    profile, average_from = how.get("profile"), finetune.average_from if finetune else 0
     try:
         if rank == 0:
-            write_status(run, "running", 0)
-        loop = Loop(trainer, feed, length, optim, recipe.log, recipe.guard, run, identity, probe, profile)
+            write_status(folder, "running", 0)
+        settings = (job.optim, recipe.log, recipe.guard)
+        loop = Loop(trainer, feed, length, *settings, folder, identity, job.probe, profile, average_from)
         done = loop.fit()
-        end_status(run, done.step, None, next_step(run))
+        end_status(folder, done.step, None, job.next_step(folder))
         return done
     except (KdctoolError, KeyboardInterrupt, Exception) as error:
-        found = latest(run / "checkpoints")
-        end_status(run, found.step if found else 0, error, "")
+        found = latest(folder / "checkpoints")
+        end_status(folder, found.step if found else 0, error, "")
         raise
+
+
+def _shapes(job: Job) -> dict[str, tuple[int, ...]]:
+    """Of a clip's entries in a batch."""
+    model = job.recipe.model
+    shapes = {"fbank": (model.audio_frames, model.mel_bins), "frame": (3, model.image_size, model.image_size)}
+    return {**shapes, "label": (len(job.index.labels),)} if job.finetune else shapes
 
 
 def lock_run(run: Path) -> Any:

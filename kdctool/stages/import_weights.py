@@ -159,7 +159,7 @@ def _recipe(how: Layout, sizes: Sizes, weights: Path, out: Path, choices: Choice
         tree["objective"] |= {"decoder": sizes.decoder} if sizes.decoder else {}
     tree["model"]["init"] = str(out)  # Where its own weights will lie: the recipe in the folder goes on from them.
     if sizes.classes:
-        tree["finetune"] = {**tree.get("finetune", {}), "modality": choices.modality}
+        tree["finetune"] = {**tree.get("finetune", {}), "modality": choices.modality, "head": "linear"}
     recipe = recipes.validate(tree, list(choices.overrides), origin=str(weights))
     told = any(override.partition("=")[0].strip() == "model.heads" for override in choices.overrides)
     heads, width = sizes.model.get("heads"), sizes.model["width"]

@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPO
 
 from kdctool.dist import is_main, world
 from kdctool.errors import UsageFault
-from kdctool.files import PARTIAL, disk_faults, fsync_folder, read_json, sha256_file, write_json
+from kdctool.files import PARTIAL, digest, disk_faults, fsync_folder, read_json, sha256_file, write_json
 from kdctool.progress import say
+from kdctool.train.average import EpochAverage, mean
 from kdctool.train.parallel import shard_like, whole
 
 PREFIX = "step-"
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+AVERAGE = "average.safetensors"
+"""Sum of the weights at the ends of some epochs, where a run averages them; `state.json` says of how many."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,18 @@ class Checkpoint:
     def step(self) -> int:
         return int(self.state["step"])
 
+    @property
+    def averaged(self) -> int:
+        """Epochs whose weights are averaged so far; 0 = the weights are the last ones."""
+        return int(self.state.get("average", {}).get("count", 0))
+
+    def said(self) -> str:
+        """What the weights are, in words, where they are an average; else nothing."""
+        if not self.averaged:
+            return ""
+        first = int(self.state["average"]["first"])
+        return f"mean of the weights after epochs {first} to {first + self.averaged - 1}"
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -47,32 +62,40 @@ class Snapshot:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    average: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
         return int(self.state["step"])
 
 
-def snapshot(objective: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Snapshot:
+def snapshot(
+    objective: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], average: EpochAverage | None = None
+) -> Snapshot:
     """Copy what a checkpoint holds; collective when parameters are sharded, so all ranks must call it."""
     model = {name: _copied(tensor) for name, tensor in objective.state_dict().items()}
     tensors, groups = _pack(objective, optimizer)
-    return Snapshot(model, tensors, {**state, "optimizer_groups": groups})
+    state = {**state, "optimizer_groups": groups}
+    if average is None or not average.count:
+        return Snapshot(model, tensors, state)
+    sums = {name: _copied(tensor) for name, tensor in average.sums.items()}
+    return Snapshot(model, tensors, {**state, "average": average.about()}, sums)
 
 
 def write(folder: Path, taken: Snapshot) -> Path:
     """Write `folder/step-N`; a half-written one is never visible under that name."""
     final = folder / f"{PREFIX}{taken.step:08d}"
     partial = final.with_name(final.name + PARTIAL)
-    needed = sum(t.numel() * t.element_size() for t in (*taken.model.values(), *taken.optimizer.values()))
+    parts = {MODEL: taken.model, OPTIMIZER: taken.optimizer} | ({AVERAGE: taken.average} if taken.average else {})
+    needed = sum(t.numel() * t.element_size() for tensors in parts.values() for t in tensors.values())
     with disk_faults(final, needed):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            for name, tensors in ((MODEL, taken.model), (OPTIMIZER, taken.optimizer)):
+            for name, tensors in parts.items():
                 _save_tensors(tensors, partial / name, needed)
             write_json(partial / STATE, taken.state)
-            files = {name: sha256_file(partial / name) for name in (MODEL, OPTIMIZER, STATE)}
+            files = {name: sha256_file(partial / name) for name in (*parts, STATE)}
             write_json(partial / MANIFEST, {"files": files})
             if final.exists():
                 # Renamed first: whatever happens from here on, nothing half-deleted looks complete.
@@ -141,7 +164,26 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def restore(checkpoint: Checkpoint, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights a run stands for: the last ones, or the mean over the ends of the epochs that it averages."""
+    model = load_file(checkpoint.folder / MODEL)
+    if count := checkpoint.averaged:
+        model |= mean(load_file(checkpoint.folder / AVERAGE), count)
+    return model
+
+
+def weights_sha256(checkpoint: Checkpoint) -> str:
+    """Of `weights`: of the model's file, or of all that the average is made of."""
+    files = read_json(checkpoint.folder / MANIFEST)["files"]
+    return digest([files[MODEL], files[AVERAGE], checkpoint.averaged]) if checkpoint.averaged else str(files[MODEL])
+
+
+def restore(
+    checkpoint: Checkpoint,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: EpochAverage | None = None,
+) -> None:
     """Load weights and optimiser state in place, sharded or not; UsageFault when it is of another model."""
     model = load_file(checkpoint.folder / MODEL)
     own = objective.state_dict()
@@ -159,6 +201,8 @@ def restore(checkpoint: Checkpoint, objective: nn.Module, optimizer: torch.optim
         for name, tensor in own.items():
             tensor.copy_(shard_like(model[name], tensor))
     _unpack(objective, optimizer, load_file(checkpoint.folder / OPTIMIZER), checkpoint.state["optimizer_groups"])
+    if average is not None:
+        average.restore(load_file(checkpoint.folder / AVERAGE) if checkpoint.averaged else {}, checkpoint.averaged)
 
 
 def machine() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from kdctool.recipe import Log as LogOptions
 from kdctool.recipe import Optim
 from kdctool.recipe.machine import Guard
 from kdctool.train import checkpoint
+from kdctool.train.average import EpochAverage
 from kdctool.train.clock import Clock
 from kdctool.train.guard import NonFiniteError, NonFiniteGuard
 from kdctool.train.log import Log, write_status
@@ -62,6 +63,7 @@ class Loop:
     """One run, from the newest complete checkpoint to its last step.
 
     `identity` stands in every checkpoint. `probe` measures the model every `log.probe_every_steps` on all ranks.
+    `average_from` is the first epoch whose weights enter the average that the run stands for; 0 = the last weights.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Loop:
         identity: dict[str, Any],
         probe: Callable[[], dict[str, float]] | None = None,
         profile: tuple[int, int] | None = None,
+        average_from: int = 0,
     ) -> None:
         self.trainer, self.feed, self.length, self.optim = trainer, feed, length, optim
         self.log_options, self.guard_options = log, guard
@@ -83,8 +86,10 @@ class Loop:
         self.saver = Saver(run / "checkpoints", log.keep, log.keep_every, guard.failed_saves)
         self.clock = Clock(trainer.global_batch, trainer.flops_per_clip)
         self.watch = Watch()
+        self.average = EpochAverage(trainer.objective, average_from, length.steps_per_epoch)
         self.step = self.saved = 0
-        self.last: dict[str, float] = {}
+        self.last: Mapping[str, float] = {}
+        self.told = ""
 
     def fit(self) -> Fitted:
         """Train until the last step; whatever ends it early leaves the last checkpoint whole."""
@@ -111,7 +116,7 @@ class Loop:
         if is_main() and (advice := self.clock.advice()):
             say(advice)
         return Fitted(
-            self.step, self.last, self.clock.rate, self.clock.wait_share, resumed_from, tuple(self.guard.skipped)
+            self.step, dict(self.last), self.clock.rate, self.clock.wait_share, resumed_from, tuple(self.guard.skipped)
         )
 
     def _steps(self, wish: StopWish, watchdog: Watchdog, progress: Bar) -> None:
@@ -125,10 +130,11 @@ class Loop:
                     reading = self.feed.batches(self.step)  # Rolled back: read again from there.
                     continue
                 self.step += 1
+                self.average.after_step(self.step)
                 self.clock.after_step()
                 profiler()
                 watchdog.beat(self.step)
-                progress.advance(1, f"loss {self.last.get('loss', float('nan')):.4f}  {self.clock.rate:.0f} clips/s")
+                progress.advance(1, f"{self.told}  {self.clock.rate:.0f} clips/s")
                 self._after_step(wish)
 
     def _one_step(self, raw: list[Any]) -> bool:
@@ -146,10 +152,13 @@ class Loop:
             return True
         except torch.cuda.OutOfMemoryError as error:
             raise self._too_large(len(micros[0]["row"])) from error
+        # A row that nobody logs is not read: reading it would wait for the device.
         if self.log is not None and self._is_logged():
-            row = {**self.last, "lr": lr, "epoch": self.step // self.length.steps_per_epoch}
+            numbers = dict(self.last)
+            self.told = f"loss {numbers['loss']:.4f}"
+            row = {**numbers, "lr": lr, "epoch": self.step // self.length.steps_per_epoch}
             self.log.write(self.step, row | self.clock.row(self.trainer.device))
-            for warning in self.watch.look(self.last):
+            for warning in self.watch.look(numbers):
                 say(f"warning: {warning}")
         return True
 
@@ -193,7 +202,7 @@ class Loop:
             **checkpoint.machine(),
             **self.identity,
         }
-        self.saver.save(self.trainer.objective, self.trainer.optimizer, state)
+        self.saver.save(self.trainer.objective, self.trainer.optimizer, state, self.average)
         self.saved = self.step
         if is_main():
             write_status(self.run, "running", self.step)
@@ -204,7 +213,7 @@ class Loop:
         barrier()
         if found is None:
             return []
-        checkpoint.restore(found, self.trainer.objective, self.trainer.optimizer)
+        checkpoint.restore(found, self.trainer.objective, self.trainer.optimizer, self.average)
         self.trainer.scaler.load_state_dict(found.state["scaler"])
         self.step = self.saved = found.step
         if is_main():
@@ -219,7 +228,7 @@ class Loop:
         found = checkpoint.latest(self.run / "checkpoints")
         if found is None:
             return  # Nothing was saved yet: leaving the step out is all there is.
-        checkpoint.restore(found, self.trainer.objective, self.trainer.optimizer)
+        checkpoint.restore(found, self.trainer.objective, self.trainer.optimizer, self.average)
         self.trainer.scaler.load_state_dict(found.state["scaler"])
         self.step = self.saved = found.step
         if self.log is not None:

@@ -7,7 +7,16 @@ from torch import nn
 
 from kdctool.recipe import Optim
 
-_TOKENS = ("modality_", "mask_token", "pos_embed", "decoder_modality", "decoder_pos_embed")
+_TOKENS = (
+    "modality_",
+    "cls_token",
+    "reg_token",
+    "mask_token",
+    "pos_embed",
+    "decoder_modality",
+    "decoder_pos_embed",
+    "pool.query",
+)
 
 
 def build(module: nn.Module, options: Optim, lr_scales: dict[str, float] | None = None) -> torch.optim.Optimizer:

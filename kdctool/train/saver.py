@@ -12,6 +12,7 @@ from kdctool.dist import is_main
 from kdctool.errors import EnvironmentFault
 from kdctool.progress import say
 from kdctool.train import checkpoint
+from kdctool.train.average import EpochAverage
 
 
 class Saver:
@@ -25,10 +26,12 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, objective: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    def save(
+        self, objective: nn.Module, optimizer: Optimizer, state: dict[str, Any], average: EpochAverage | None = None
+    ) -> None:
         """Copy everything (collective when sharded) and return; the copy is written in the background."""
         self.wait()
-        snapshot = checkpoint.snapshot(objective, optimizer, state)
+        snapshot = checkpoint.snapshot(objective, optimizer, state, average)
         self.last_try = time.monotonic()
         if is_main():
             self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")

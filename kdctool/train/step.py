@@ -7,7 +7,6 @@ idea of GradCache, Gao et al. 2021). Both passes draw the same masks, so the res
 coupled loss itself, such as a learned temperature, gets its gradient from that one differentiation.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from kdctool.objectives import collapse
 from kdctool.seeds import fold
 from kdctool.train.guard import NonFiniteError
 from kdctool.train.parallel import accumulating, whole
+from kdctool.train.row import Row
 
 
 @dataclass
@@ -49,11 +49,12 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
 
-def train_step(trainer: Trainer, micros: list[Batch], step: int) -> dict[str, float]:
+def train_step(trainer: Trainer, micros: list[Batch], step: int) -> Row:
     """Run one optimiser step on this rank's micro batches.
 
     The returned numbers are means over the global batch: each term as it is and as `weighted/TERM`, the objective's
     meters, the loss and the gradient norm; at their intervals also `gradient/TERM` and what `collapse` measures.
+    Nothing is read from the device but the one flag of `_update`, until somebody looks into the row.
     """
     seed = fold(trainer.seed, "step", step)
     _seed_everything(seed)
@@ -66,13 +67,12 @@ def train_step(trainer: Trainer, micros: list[Batch], step: int) -> dict[str, fl
     meters |= {f"weighted/{name}": value for name, value in weighted.items()}
     meters["loss"] = torch.stack(list(weighted.values())).sum()
     names = sorted(meters)
-    values = mean_over_ranks(torch.stack([meters[name].float() for name in names])).tolist()
-    result = dict(zip(names, values, strict=True))
+    values = mean_over_ranks(torch.stack([meters[name].float() for name in names]))
     if trainer.collapse_every and step % trainer.collapse_every == 0:
         extra.update(collapse.measure({name: gather(x, dim=1) for name, x in sorted(embeddings.items())}))
-    result["grad_norm"] = _update(trainer, step, result["loss"])
+    norm = _update(trainer, step, values[names.index("loss")])
     trainer.objective.after_step(step)
-    return result | extra
+    return Row([*names, "grad_norm"], torch.cat([values, norm.to(values).reshape(1)]), extra)
 
 
 def _backward(trainer: Trainer, micros: list[Batch], seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -114,17 +114,22 @@ def _gradient_norms(trainer: Trainer, micros: list[Batch], seed: int) -> dict[st
     return found
 
 
-def _update(trainer: Trainer, step: int, loss: float) -> float:
-    """Unscale, measure, check, clip, step. Gradients are already equal on all ranks, so all of them agree."""
+def _update(trainer: Trainer, step: int, loss: Tensor) -> Tensor:
+    """Unscale, measure, check, clip, step; the gradient norm. Gradients are equal on all ranks, so all of them agree.
+
+    Whether loss and norm are finite is the one thing a step waits for the device to tell: what is not must not reach
+    the weights.
+    """
     trainer.scaler.unscale_(trainer.optimizer)
     parameters = [p for p in trainer.objective.parameters() if p.grad is not None]
     limit = trainer.grad_clip or float("inf")
-    norm = float(whole(nn.utils.clip_grad_norm_(parameters, limit)))
+    norm = whole(nn.utils.clip_grad_norm_(parameters, limit))
     # fp16 overflows are the scaler's business: it skips the step and lowers its scale.
-    if not math.isfinite(loss) or not (math.isfinite(norm) or trainer.scaler.is_enabled()):
+    judged = loss if trainer.scaler.is_enabled() else torch.stack([loss, norm.to(loss)])
+    if not bool(torch.isfinite(judged).all()):
         trainer.scaler.update()
         trainer.optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteError(step, loss, norm)
+        raise NonFiniteError(step, float(loss), float(norm))
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -134,7 +139,7 @@ def _update(trainer: Trainer, step: int, loss: float) -> float:
 def _cached_features(
     trainer: Trainer, micros: list[Batch], rng: torch.Generator
 ) -> tuple[list[dict[str, Tensor] | None], dict[str, Tensor]]:
-    """Per micro batch, the gradient of the coupled loss with respect to its features; and the coupled terms."""
+    """Per micro batch, the gradient of the coupled loss by its features; and the coupled terms and meters."""
     if len(micros) == 1:
         return [None], {}
     seed = rng.initial_seed()
@@ -154,9 +159,10 @@ def _cached_features(
     # Every rank and every micro batch has the whole gradient of a parameter: their means are that again.
     pieces = {name: (grads[name] * len(micros)).split(sizes, dim=1) for name in own if name in grads}
     whole_grads = {name: whole(grad) for name, grad in grads.items() if name not in own}
-    return [{name: piece[m] for name, piece in pieces.items()} | whole_grads for m in range(len(micros))], {
-        name: value.detach() for name, value in terms.items()
-    }
+    told = {name: value.detach() for name, value in terms.items()}
+    if (meters := getattr(trainer.objective, "coupled_meters", None)) is not None:
+        told |= meters({name: value.detach() for name, value in everything.items()})
+    return [{name: piece[m] for name, piece in pieces.items()} | whole_grads for m in range(len(micros))], told
 
 
 def _seed_everything(seed: int) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdctool.data.order import Order, epoch_order
+from kdctool.data.order import Order, epoch_order, occurrences
 from kdctool.errors import DataFault
 
 
@@ -46,3 +46,52 @@ def test_no_clip_twice_within_an_epoch() -> None:
 def test_fewer_clips_than_a_batch_is_refused_with_the_fix() -> None:
     with pytest.raises(DataFault, match="3 clips, fewer than one batch of 4"):
         Order((3,), global_batch=4, seed=0, epochs=1)
+
+
+WEIGHTS = np.repeat([1000 / 6000, 1000 / 600, 1000 / 60], [6000, 600, 60])
+SIZES = [1000, 2000, 3000, 600, 60]
+
+
+def test_balanced_draws_show_every_class_as_often() -> None:
+    order = epoch_order(SIZES, 3, 0, WEIGHTS)
+    assert len(order) == 6660
+    drawn = [int(((order >= first) & (order < end)).sum()) for first, end in ((0, 6000), (6000, 6600), (6600, 6660))]
+    assert drawn == pytest.approx([2220] * 3, abs=5 * np.sqrt(6660 * 2 / 9))
+    rare = np.bincount(order, minlength=6660)[6600:]
+    assert rare.mean() == pytest.approx(37, rel=0.1)
+    assert rare.std() == pytest.approx(np.sqrt(37), rel=0.4), "draws are independent, not dealt out"
+
+
+def test_a_clip_without_weight_is_never_drawn() -> None:
+    weights = WEIGHTS.copy()
+    weights[6000:6600] = 0
+    order = epoch_order(SIZES, 3, 0, weights)
+    assert not ((order >= 6000) & (order < 6600)).any()
+
+
+def test_balanced_draws_are_a_function_of_seed_and_epoch() -> None:
+    a, b = epoch_order(SIZES, 3, 1, WEIGHTS), epoch_order(SIZES, 3, 1, WEIGHTS)
+    assert np.array_equal(a, b)
+    for seed, epoch in ((3, 0), (4, 1)):
+        other = epoch_order(SIZES, seed, epoch, WEIGHTS)
+        assert not np.array_equal(np.bincount(a, minlength=6660), np.bincount(other, minlength=6660))
+
+
+def test_occurrences_count_through_each_clips_draws() -> None:
+    assert occurrences(np.array([5, 2, 5, 5, 2, 9])).tolist() == [0, 0, 1, 2, 1, 0]
+    assert not occurrences(epoch_order([30, 20], 1, 1)).any()
+
+
+@pytest.mark.parametrize(("micro", "ranks"), [(2, 1), (4, 2), (1, 4)])
+def test_any_split_of_a_balanced_batch_reads_the_same_rows(micro: int, ranks: int) -> None:
+    weights = np.array([100.0] * 4 + [1.0] * 28)
+    order = Order((7, 5, 11, 9), global_batch=8, seed=3, epochs=2, weights=weights)
+    whole = list(order.micro_batches(0, 8, 0, 1))
+    assert any(request.again for batch in whole for request in batch)
+    assert len({(r.clip, r.epoch, r.again) for batch in whole for r in batch}) == 64, "no draw stands twice"
+    passes = 8 // (micro * ranks)
+    parts = [list(order.micro_batches(0, micro, rank, ranks)) for rank in range(ranks)]
+    for step, expected in enumerate(whole):
+        found = {r.row: r for part in parts for m in part[step * passes : (step + 1) * passes] for r in m}
+        assert [found[row] for row in range(8)] == expected
+    assert list(order.micro_batches(5, micro, 0, ranks)) == parts[0][5 * passes :]

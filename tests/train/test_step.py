@@ -1,6 +1,8 @@
 """One optimiser step: accumulation changes nothing, and nothing non-finite ever reaches the weights."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -104,3 +106,48 @@ def test_a_non_finite_loss_stops_before_the_weights_change() -> None:
     with pytest.raises(KdctoolError, match="not finite, so the step was not taken"):
         train_step(make_trainer(objective), [batch], 0)
     assert all(torch.equal(before[k], v) for k, v in objective.state_dict().items())
+
+
+def counted(name: str, method: Callable[[Tensor], Any], seen: list[str]) -> Callable[[Tensor], Any]:
+    def counting(self: Tensor) -> Any:
+        seen.append(name)
+        return method(self)
+
+    return counting
+
+
+def test_a_step_waits_for_the_device_once_unless_its_row_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What brings a number from the device to Python: a flag, and the row in one transfer when somebody looks."""
+    seen: list[str] = []
+    trainer, micros = make_trainer(TwoSided()), parts(global_batch(), 4)
+    with monkeypatch.context() as patch:
+        for name in ("tolist", "item", "__bool__", "__float__", "__int__"):
+            patch.setattr(Tensor, name, counted(name, getattr(Tensor, name), seen))
+        row = train_step(trainer, micros, 0)
+        assert seen == ["__bool__"]
+        assert row["loss"] > 0
+        assert row["grad_norm"] > 0
+        assert seen == ["__bool__", "tolist"]
+    assert set(row) == {"own", "coupled", "weighted/own", "weighted/coupled", "loss", "grad_norm"}
+    assert dict(row) == row.numbers()
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_either_of_loss_and_gradient_stops_a_step(where: str) -> None:
+    class Broken(TwoSided):
+        def forward(self, *args: Any) -> Loss:
+            loss = super().forward(*args)
+            nan = float("nan")
+            if where == "loss":
+                return Loss(
+                    loss.total, {"own": loss.terms["own"] * nan, "coupled": loss.terms["coupled"]}, self.weights
+                )
+            loss.total.register_hook(lambda grad: grad * nan)
+            return loss
+
+    objective = Broken()
+    before = copy.deepcopy(objective.state_dict())
+    with pytest.raises(KdctoolError, match=f"step 3: loss {'nan' if where == 'loss' else '[0-9]'}"):
+        train_step(make_trainer(objective), [global_batch()], 3)
+    assert all(torch.equal(before[k], v) for k, v in objective.state_dict().items())
+    assert all(p.grad is None for p in objective.parameters())
