@@ -20,7 +20,11 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="Run or export folder; default: the newest finished run.")] = None,
     task: Annotated[
-        str, typer.Option(help="retrieval (any model), classification (a finetuned one), or another file of tasks/.")
+        str,
+        typer.Option(
+            help="retrieval, probe, localization, diagnose (any model), inpainting (a run), classification (a finetuned "
+            "model), or a plugin's."
+        ),
     ] = "retrieval",
     shards: Annotated[Path | None, typer.Option(help="Folder of shards; overrides the recipe's data.shards.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to score; default: the recipe's data.eval_split.")] = None,
@@ -69,8 +73,10 @@ def evaluate(
 
 
 def _further(done: "Evaluated") -> str:
-    if done.kind == "pretrain":
+    if done.kind == "pretrain" and done.result.task == "retrieval":
         return f"kdctool finetune {done.path}"
+    if done.result.task not in ("retrieval", "classification"):
+        return f"kdctool report {done.path}"
     return f"cat {done.folder}/results.json" if done.is_export else f"kdctool export {done.path}"
 
 

@@ -134,16 +134,23 @@ def metric_meaning(task: str, name: str) -> str:
     if task == "diagnose":
         tower, _, rest = name.partition("_")
         return f"{tower}, last layer: {_INSIDE[rest]}" if rest in _INSIDE else ""
+    if task == "probe":
+        return _probed(name)
     return METRICS.get(name, "") if task == "classification" else ""
 
 
-def located(name: str) -> tuple[str, str]:
-    """`ciou_top50_centre` -> ('ciou_top50', 'centre'): a score, and what stood in place of the model's map."""
-    for beside in sorted(BESIDE, key=len, reverse=True):
-        if beside and name.endswith(f"_{beside}"):
-            return name.removesuffix(f"_{beside}"), beside
-    return name, ""
-
-
-def curve_title(name: str) -> str:
-    return CURVES.get(name) or title(name)
+def _probed(name: str) -> str:
+    """linear_k10_top1 -> what learned, from how many labels, and what counts."""
+    learner, *budget = name.split("_")
+    meaning = METRICS.get(budget.pop(), "") if budget else ""
+    if not meaning:
+        return ""
+    if learner.startswith("knn"):
+        return f"{learner.removeprefix('knn')} nearest neighbours, {meaning}"
+    if learner != "linear" or len(budget) > 1:
+        return ""
+    if not budget:
+        return f"linear on all labels, {meaning}"
+    few = budget[0]
+    how_many = f"{few[1:]} labels a class" if few.startswith("k") else f"{float(few):g} of the labels"
+    return f"linear on {how_many}, {meaning}"

@@ -316,3 +316,12 @@ def test_the_interval_of_map_holds_its_value_though_repeated_positives_raise_it(
     names = [str(i) for i in range(clips)]
     metric = new("classification").run(Guess(), EvalData([batch], names, names, clips)).metrics["map"]
     assert metric.low < metric.value < metric.high
+
+
+def test_help_names_every_task() -> None:
+    from typing import get_args, get_type_hints
+
+    from kdctool.cli.evaluate import evaluate
+
+    told = get_args(get_type_hints(evaluate, include_extras=True)["task"])[1].help
+    assert [name for name in tasks.names() if name not in told] == []
