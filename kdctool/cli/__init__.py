@@ -23,8 +23,12 @@ COMMANDS = (
     "replay",
     "finetune",
     "launch",
+    "sweep",
     "runs",
     "evaluate",
+    "report",
+    "compare",
+    "embed",
     "export",
     "doctor",
 )

@@ -19,13 +19,20 @@ def register(app: typer.Typer) -> None:
 
 def extract(
     videos: Annotated[
-        Path,
+        str,
         typer.Argument(
             help="Folder (searched recursively), .txt list (a path per line), or .csv with a column `path` and optional"
             " `start`, `end` (or `start_s`, `duration_s`), `label` (one) or `labels` (separated by ;), `split`."
+            " Folder, list and what it names may be URLs: s3://, gs://, file://."
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="Folder for clips/, manifest.jsonl, quarantine.jsonl and done.json.")],
+    out: Annotated[
+        str,
+        typer.Argument(
+            help="Folder for clips/, manifest.jsonl, quarantine.jsonl and done.json; a URL works, too"
+            " (s3://: pip install 'kdctool\\[s3]', gs://: 'kdctool\\[gs]')."
+        ),
+    ],
     frames: Annotated[
         int | None,
         typer.Option(
@@ -41,16 +48,34 @@ def extract(
         typer.Option(min=0.01, max=240, rich_help_panel=_CLIPS, help="Frames per second, instead of --frames."),
     ] = None,
     size: Annotated[
-        int, typer.Option(min=16, max=2048, rich_help_panel=_CLIPS, help="Width and height of a frame in pixels.")
-    ] = 224,
+        int | None,
+        typer.Option(
+            min=16,
+            max=2048,
+            rich_help_panel=_CLIPS,
+            help="Width and height of a frame in pixels. Default: 224; with --images 512.",
+            show_default=False,
+        ),
+    ] = None,
     fit: Annotated[
-        Literal["crop", "pad", "squash"],
+        Literal["crop", "pad", "squash", "keep"] | None,
         typer.Option(
             rich_help_panel=_CLIPS,
-            help="How a picture becomes square. crop: its centre. pad: all of it, with black bars. squash: all of it,"
-            " out of shape. For tasks with boxes (VGG-SS) take pad or squash: a crop cuts boxes.",
+            help="How a picture becomes square. crop: its centre (default). pad: all of it, with black bars. squash:"
+            " all of it, out of shape. For tasks with boxes (VGG-SS) take pad or squash: a crop cuts boxes."
+            " keep (default with --images): it stays as it is; where its short side is longer than --size, it shrinks.",
+            show_default=False,
         ),
-    ] = "crop",
+    ] = None,
+    images: Annotated[
+        bool,
+        typer.Option(
+            "--images",
+            rich_help_panel=_CLIPS,
+            help="Take the pictures of VIDEOS (JPEG, PNG, WebP), not its videos: clips of one frame without sound, for"
+            " recipes that look at frames alone. JPEGs that need not shrink are kept byte for byte.",
+        ),
+    ] = False,
     jpeg_quality: Annotated[int, typer.Option(min=1, max=100, rich_help_panel=_CLIPS, help="JPEG quality.")] = 92,
     clip_seconds: Annotated[
         float,
@@ -114,8 +139,8 @@ def extract(
         typer.Option(
             metavar="I/N",
             rich_help_panel=_MANY,
-            help="Only part I of N, from 1: a command per machine, all with the same OUT, or each with its own. The one"
-            " that ends last writes the manifest.",
+            help="Only part I of N, from 1: a command per machine, all with the same OUT (folder or URL), or each with"
+            " its own. The one that ends last writes the manifest.",
         ),
     ] = "",
     merge: Annotated[
@@ -130,8 +155,8 @@ def extract(
         Literal["local", "ray"],
         typer.Option(
             rich_help_panel=_MANY,
-            help="local: this machine. ray: a Ray cluster, whose nodes all see VIDEOS and OUT (pip install"
-            " 'kdctool\\[ray]'). Both give the same bytes.",
+            help="local: this machine. ray: a Ray cluster, whose nodes all see VIDEOS and OUT, or reach them by URL"
+            " (pip install 'kdctool\\[ray]'). Both give the same bytes.",
         ),
     ] = "local",
     ray_address: Annotated[
@@ -186,6 +211,8 @@ def extract(
 ) -> None:
     """Turn videos into clips: frames picked by timestamp, upright and square, and mono sound from the same start.
 
+    A folder of pictures: --images, and with --to-shards straight to shards (--labels folders: IMAGES/CLASS/1.jpg).
+
     Typed again, it does only what is missing. A file that cannot be used gets a row with its reason in
     OUT/quarantine.jsonl; it never stops the run and never becomes data.
     """
@@ -197,10 +224,11 @@ def extract(
     if frames is not None and fps is not None:
         raise UsageFault("--frames and --fps both say how many frames a clip has", "give one of them")
     settings = Settings(
-        frames=frames or 10,
+        frames=frames or (1 if images else 10),
         fps=fps,
-        size=size,
-        fit=fit,
+        size=size or (512 if images else 224),
+        fit=fit or ("keep" if images else "crop"),
+        images=images,
         jpeg_quality=jpeg_quality,
         window_s=clip_seconds,
         stride_s=stride,
@@ -250,8 +278,8 @@ def extract(
 
 
 def _to_shards(
-    videos: Path,
-    shards: Path,
+    videos: str,
+    shards: str,
     settings: Any,
     making: dict[str, Any],
     packing: dict[str, Any],
@@ -260,12 +288,13 @@ def _to_shards(
     format: Any,
 ) -> None:
     from kdctool.cli.shard import rows_of as shard_rows
+    from kdctool.cli.shard import train_with
     from kdctool.stages import extract_to_shards as stage
 
     made, packed = stage.run(videos, shards, settings, packing=packing, overwrite=overwrite, dry_run=dry_run, **making)
     if packed is None:
         summary("extract: plan", rows_of(made), following(made), payload_of(made), format)
         return
-    next_step = f"kdctool recipe new --from {shards} > mine.toml, then kdctool pretrain mine.toml"
     payload = {"extraction": payload_of(made), "shards": packed.payload()}
-    summary(f"shards in {shards}", [*rows_of(made), *shard_rows(packed)], next_step, payload, format)
+    step = f"kdctool pretrain recipes/hybrid_clip.toml --shards {shards}" if settings.images else train_with(shards)
+    summary(f"shards in {shards}", [*rows_of(made), *shard_rows(packed)], step, payload, format)

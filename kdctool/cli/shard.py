@@ -19,8 +19,17 @@ def register(app: typer.Typer) -> None:
 
 
 def shard(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that kdctool extract wrote.")],
-    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder for the tars and index.json.")],
+    out: Annotated[
+        str,
+        typer.Argument(metavar="OUT", help="Folder that kdctool extract wrote, or its URL (s3://, gs://, file://)."),
+    ],
+    shards: Annotated[
+        str,
+        typer.Argument(
+            metavar="SHARDS",
+            help="Folder for the tars and index.json, or its URL. Training reads folders of this machine.",
+        ),
+    ],
     labels: Labels = None,
     labels_format: LabelsFormat = "",
     class_names: ClassNames = None,
@@ -58,23 +67,30 @@ def shard(
         dry_run=dry_run,
     )
     again = "the same command without --dry-run"
-    following = f"kdctool recipe new --from {shards} > mine.toml, then kdctool pretrain mine.toml"
+    following = train_with(shards)
     title = "shard: plan, nothing was written" if dry_run else f"shards in {shards}"
     summary(title, rows_of(done), again if dry_run else following, done.payload(), format)
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="Shards, an extraction folder, a run, a checkpoint or an export.")],
+    path: Annotated[
+        str, typer.Argument(help="Shards, an extraction folder, a run, a checkpoint or an export; on this machine.")
+    ],
     format: Format = "human",
 ) -> None:
     """Recompute every hash of a folder that kdctool wrote.
 
     Exit code 5 when anything is missing, short, changed or extra; each is named with file, member and offset.
     """
+    from kdctool.errors import UsageFault
     from kdctool.files import size_text
+    from kdctool.places import Remote, parse
     from kdctool.stages import verify as stage
 
-    report = stage.run(path)
+    folder = parse(path)
+    if isinstance(folder, Remote):
+        raise UsageFault(f"verify reads every byte, and not through a network: {folder}", "copy the folder here first")
+    report = stage.run(folder)
     rows = [
         ("what", report.kind),
         ("files", f"{report.num_files}, {size_text(report.num_bytes)}"),
@@ -82,6 +98,15 @@ def verify(
         *(("note", note) for note in report.notes),
     ]
     summary(f"verify {path}", rows, "", report.payload(), format)
+
+
+def train_with(shards: str) -> str:
+    """What to do with shards."""
+    from kdctool.places import is_url
+
+    here = "shards/" if is_url(shards) else shards
+    copy = f"copy {shards} to {here} on this machine, then " if is_url(shards) else ""
+    return f"{copy}kdctool recipe new --from {here} > mine.toml, then kdctool pretrain mine.toml"
 
 
 def rows_of(done: "ShardSummary") -> list[tuple[str, str]]:

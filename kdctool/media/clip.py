@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from PIL import Image
 
 from kdctool import __version__
 from kdctool.files import PARTIAL
-from kdctool.media import audio_file, decode_ffmpeg, decode_pyav
+from kdctool.media import audio_file, decode_ffmpeg, decode_pyav, still
 from kdctool.media.geometry import NO_PICTURE, Geometry, geometry
 from kdctool.media.likeness import frame_hash
 from kdctool.media.names import clip_folder, frame_name
@@ -27,18 +28,20 @@ from kdctool.media.quarantine import Rejected
 from kdctool.media.rows import Row, blank, content_digest, failed, flagged
 from kdctool.media.settings import Item, Settings, Tools, Window
 from kdctool.media.source import Source
+from kdctool.places import Place, Remote
 
 SILENT_BELOW = 33
 """-60 dB of 16-bit full scale."""
 STATIC_LEVELS, STATIC_SHARE = 16, 0.001
 """Frames are the same when fewer than this share of pixels differ by more than this many levels from the first."""
 PILLOW = version("pillow")
+_RENAMES = 10
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def extract(
     item: Item,
-    out: Path,
+    out: Place,
     settings: Settings,
     tools: Tools,
     done: frozenset[int],
@@ -54,6 +57,12 @@ def extract(
     with ExitStack() as stack:
         files = opener or stack.enter_context(Opener(settings))
         try:
+            if settings.images:
+                if item.start_ms not in done:
+                    begin(item.start_ms)
+                    yield _still(files, item, out, settings)
+                files.release(item)
+                return
             source = files.open(item)
             shape, todo = _outline(source, item, settings)
             sha256 = files.sha256()
@@ -72,6 +81,7 @@ def _outline(source: Source, item: Item, settings: Settings) -> tuple[Geometry, 
     if not source.has_video:
         return NO_PICTURE, todo
     frame = decode_pyav.first_frame(source, goes_on=choose(settings.decoder, source.video.codec) == "pyav")
+    assert settings.fit != "keep"  # Settings.check leaves that to pictures.
     return geometry(frame, source.video_stream.sample_aspect_ratio, settings.size, settings.fit), todo
 
 
@@ -80,7 +90,7 @@ def _clip(
     item: Item,
     window: Window,
     shape: Geometry,
-    out: Path,
+    out: Place,
     settings: Settings,
     tools: Tools,
     crashed: bool,
@@ -124,6 +134,16 @@ def _clip(
         "sha256": content_digest(contents),
     }
     _publish(out / folder, dict(zip(names, contents, strict=True)))
+    return row
+
+
+def _still(files: Opener, item: Item, out: Place, settings: Settings) -> Row:
+    """The row of a picture, its file in place."""
+    picture = still.read(files.fetcher.local(item), item, settings)
+    row = blank(item, item.start_ms)
+    row |= flagged([]) | picture.row(row["uid"]) | {"frame_hash": frame_hash([picture.pixels])}
+    row |= {"tool_versions": {"kdctool": __version__, "pillow": PILLOW}, "sha256": content_digest([picture.content])}
+    _publish(out / clip_folder(row["uid"]), {frame_name(0, 1): picture.content})
     return row
 
 
@@ -186,19 +206,34 @@ def _versions(decoder: str, tools: Tools) -> dict[str, str]:
     return versions | ({"ffmpeg": tools.ffmpeg_version} if decoder == "ffmpeg" else {})
 
 
-def _publish(folder: Path, files: dict[str, bytes]) -> None:
-    partial = folder.with_name(folder.name + PARTIAL)
+def _publish(folder: Place, files: dict[str, bytes]) -> None:
+    if isinstance(folder, Remote):  # Nobody looks for a clip that is not noted, and it is noted when all is there.
+        folder.write_all(files)
+        return
+    # A name of its own: a worker that was given up for lost, with its node, may still be at the same clip.
+    partial = folder.with_name(f"{folder.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         for name, content in files.items():
             (partial / name).write_bytes(content)
-        if folder.exists():  # A run that was killed between this rename and its ledger left it.
-            shutil.rmtree(folder)
-        os.rename(partial, folder)
+        _replace(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """Rename, over what a run left there that was killed between its rename and its note."""
+    for attempt in range(_RENAMES):
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=attempt + 1 < _RENAMES)
+        try:
+            os.rename(partial, folder)
+            return
+        except OSError as error:  # Somebody else put the same clip there just now.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt + 1 == _RENAMES:
+                raise
 
 
 def is_disk_fault(error: BaseException) -> bool:

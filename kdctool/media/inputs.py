@@ -5,17 +5,22 @@ Nothing is opened here: a named pipe with the name of a video would block.
 
 import csv
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from kdctool.errors import DataFault, UsageFault
+from kdctool.media import stored
 from kdctool.media.settings import Item, Segment
+from kdctool.places import Place, Remote, is_url
+from kdctool.places.scratch import scratch
 
 MEDIA_SUFFIXES = frozenset(
     {".3g2", ".3gp", ".aac", ".avi", ".flac", ".flv", ".m2ts", ".m4a", ".m4v", ".mkv", ".mov", ".mp3", ".mp4", ".mpeg"}
     | {".mpg", ".mts", ".oga", ".ogg", ".ogv", ".opus", ".ts", ".wav", ".webm", ".wmv"}
 )
+PICTURE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp"})
 LIST_SUFFIXES = (".txt", ".csv")
 SEPARATOR = ";"
 """Between the labels of a `labels` column. A `label` column holds one label, commas and all."""
@@ -32,32 +37,87 @@ class Inputs:
     """Files without a media suffix, or hidden."""
     num_duplicates: int = 0
     """Lines of a list that name a clip again."""
+    root: Remote | None = None
+    """The folder in a store that was searched."""
 
 
-def find(videos: Path) -> Inputs:
-    """List the inputs of a folder, a .txt or a .csv. UsageFault when it is not there, DataFault when it holds none."""
-    if videos.is_dir():
-        found = _folder(os.path.abspath(videos))
+@dataclass(frozen=True)
+class _List:
+    """A .txt or .csv list."""
+
+    file: Path
+    """A copy, where the list lies in a store."""
+    place: Place
+    """What it is called in messages."""
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+
+def find(videos: Place, images: bool = False) -> Inputs:
+    """List the inputs of a folder, a .txt or a .csv. UsageFault when it is not there, DataFault when it holds none.
+
+    Of a folder, the media files; with `images` the pictures instead.
+    """
+    kind = videos.kind() if isinstance(videos, Remote) else _kind(videos)
+    if kind == "folder":
+        is_wanted = _is_picture if images else _is_media
+        found = _searched(videos, is_wanted)
         if not found.items:
             raise DataFault(
-                f"no media files in {videos} ({found.num_ignored} other files)",
-                f"known suffixes: {' '.join(sorted(MEDIA_SUFFIXES))}; a .txt or .csv list may name any file",
+                f"no {'pictures' if images else 'media files'} in {videos} ({found.num_ignored} other files)",
+                _instead(videos, images),
             )
         return found
-    if not videos.exists():
+    if not kind:
         raise UsageFault(f"{videos} does not exist", "give a folder of videos, a .txt list or a .csv")
-    if not videos.is_file() or videos.suffix.lower() not in LIST_SUFFIXES:
+    if kind != "file" or not videos.name.lower().endswith(LIST_SUFFIXES):
         raise UsageFault(
             f"{videos} is neither a folder nor a .txt or .csv list",
             "give the folder that holds it, or a list that names it",
         )
-    items = _csv(videos) if videos.suffix.lower() == ".csv" else _text(videos)
+    if isinstance(videos, Path):
+        return _listed(_List(videos, videos))
+    with scratch() as folder:
+        videos.download(folder / "list")
+        return _listed(_List(folder / "list", videos))
+
+
+def _kind(videos: Path) -> str:
+    if videos.is_dir():
+        return "folder"
+    return ("file" if videos.is_file() else "other") if videos.exists() else ""
+
+
+def _searched(folder: Place, is_wanted: Callable[[str], bool]) -> Inputs:
+    if isinstance(folder, Remote):
+        return _objects(folder, is_wanted)
+    return _folder(os.path.abspath(folder), is_wanted)
+
+
+def _instead(folder: Place, images: bool) -> str:
+    """What to do where nothing was found."""
+    others = len(_searched(folder, _is_media if images else _is_picture).items)
+    if others:
+        return f"it holds {others} videos or sounds: leave --images out" if images else f"{others} pictures: --images"
+    suffixes = PICTURE_SUFFIXES if images else MEDIA_SUFFIXES
+    return f"known suffixes: {' '.join(sorted(suffixes))}; a .txt or .csv list may name any file"
+
+
+def _objects(folder: Remote, is_wanted: Callable[[str], bool]) -> Inputs:
+    items, num_ignored = stored.objects(folder, is_wanted)
+    return Inputs(tuple(sorted(items, key=_order)), num_ignored, root=folder)
+
+
+def _listed(given: _List) -> Inputs:
+    items = _csv(given) if given.place.name.lower().endswith(".csv") else _text(given)
     if not items:
-        raise DataFault(f"{videos} names no files", "a .txt holds one path per line; a .csv has a column `path`")
-    return _merged(videos, items)
+        raise DataFault(f"{given} names no files", "a .txt holds one path per line; a .csv has a column `path`")
+    found = _merged(given, items)
+    return replace(found, items=stored.sized(found.items))
 
 
-def _folder(root: str) -> Inputs:
+def _folder(root: str, is_wanted: Callable[[str], bool]) -> Inputs:
     items: list[Item] = []
     num_ignored = 0
     seen: set[tuple[int, int]] = set()
@@ -67,10 +127,10 @@ def _folder(root: str) -> Inputs:
             subfolders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        named_media = [name for name in subfolders if _is_media(name)]
+        named_media = [name for name in subfolders if is_wanted(name)]
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in named_media)
         for name in files + named_media:
-            if _is_media(name):
+            if is_wanted(name):
                 path = os.path.join(folder, name)
                 items.append(Item(path, os.path.relpath(path, root)))
             else:
@@ -88,27 +148,44 @@ def _is_media(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in MEDIA_SUFFIXES
 
 
+def _is_picture(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+
+
 def _order(item: Item) -> tuple[bytes, int, int]:
     length = item.segment.length_ms if item.segment else None
     return os.fsencode(item.source), item.start_ms, length or 0
 
 
-def _text(file: Path) -> list[tuple[int, Item]]:
-    lines = os.fsdecode(file.read_bytes()).removeprefix("\ufeff").split("\n")
+def _text(given: _List) -> list[tuple[int, Item]]:
+    lines = os.fsdecode(given.file.read_bytes()).removeprefix("\ufeff").split("\n")
     paths = ((number, line.removesuffix("\r")) for number, line in enumerate(lines, start=1))
-    return [(number, Item(*_place(file, path))) for number, path in paths if path.strip()]
+    return [(number, _item(given, path)) for number, path in paths if path.strip()]
 
 
-def _place(file: Path, path: str) -> tuple[str, str]:
+def _item(given: _List, path: str) -> Item:
+    """The input that a list names. A URL of another kind than s3, gs and file is a file with an odd name."""
+    folder = given.place.parent
+    path = path.removeprefix("file://") if path.startswith("file:///") else path
+    if is_url(path):
+        return Item(*stored.url_in(folder, path), stored_bytes=stored.GONE)
+    if isinstance(folder, Remote):
+        if not os.path.isabs(path):
+            return Item(*stored.place_in(folder, path), stored_bytes=stored.GONE)
+        return Item(os.path.normpath(path), os.path.normpath(path))
+    return Item(*_place(folder, path))
+
+
+def _place(folder: Path, path: str) -> tuple[str, str]:
     """Absolute path and source name of a path in a list; inside the list's folder the name is relative to it."""
-    folder = os.path.abspath(file.parent)
-    absolute = os.path.normpath(os.path.join(folder, path))
-    inside = absolute.startswith(folder.rstrip("/") + "/")
-    return absolute, os.path.relpath(absolute, folder) if inside or not os.path.isabs(path) else absolute
+    above = os.path.abspath(folder)
+    absolute = os.path.normpath(os.path.join(above, path))
+    inside = absolute.startswith(above.rstrip("/") + "/")
+    return absolute, os.path.relpath(absolute, above) if inside or not os.path.isabs(path) else absolute
 
 
-def _csv(file: Path) -> list[tuple[int, Item]]:
-    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
+def _csv(file: _List) -> list[tuple[int, Item]]:
+    with open(file.file, encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
         reader = csv.DictReader(handle, strict=True)
         try:
             columns = reader.fieldnames or []
@@ -126,7 +203,7 @@ def _csv(file: Path) -> list[tuple[int, Item]]:
             ) from error
 
 
-def _row(file: Path, number: int, row: dict[str, str | None]) -> Item:
+def _row(file: _List, number: int, row: dict[str, str | None]) -> Item:
     start = _milliseconds(file, number, "start", row.get("start") or row.get("start_s"))
     end = _milliseconds(file, number, "end", row.get("end"))
     length = _milliseconds(file, number, "duration_s", row.get("duration_s"))
@@ -140,11 +217,15 @@ def _row(file: Path, number: int, row: dict[str, str | None]) -> Item:
     labels = [label.strip() for label in (row.get("labels") or "").split(SEPARATOR)] + [
         (row.get("label") or "").strip()
     ]
-    path, source = _place(file, row["path"] or "")
-    return Item(path, source, segment, tuple(dict.fromkeys(filter(None, labels))), (row.get("split") or "").strip())
+    return replace(
+        _item(file, row["path"] or ""),
+        segment=segment,
+        labels=tuple(dict.fromkeys(filter(None, labels))),
+        split=(row.get("split") or "").strip(),
+    )
 
 
-def _milliseconds(file: Path, number: int, column: str, text: str | None) -> int | None:
+def _milliseconds(file: _List, number: int, column: str, text: str | None) -> int | None:
     if text is None or not text.strip():
         return None
     try:
@@ -156,7 +237,7 @@ def _milliseconds(file: Path, number: int, column: str, text: str | None) -> int
     raise UsageFault(f"{file}:{number}: {column} = '{text}' is not a time", "write seconds, for example 12.5")
 
 
-def _merged(file: Path, numbered: list[tuple[int, Item]]) -> Inputs:
+def _merged(file: _List, numbered: list[tuple[int, Item]]) -> Inputs:
     """Sort; lines that name one clip again give it their labels too. Two lengths of one start are an error."""
     by_clip: dict[tuple[str, int], tuple[int, Item]] = {}
     for number, item in numbered:

@@ -8,7 +8,6 @@ goes when the parts are merged.
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
@@ -28,14 +27,14 @@ from kdctool.files import (
     write_json,
 )
 from kdctool.media import duplicates, parts
+from kdctool.media.clip_store import CLIPS, ClipStore, LocalClips
 from kdctool.media.names import clip_folder, uid
 from kdctool.media.parts import Part
-from kdctool.media.rows import Row, is_intact, is_there
+from kdctool.media.rows import Row
 from kdctool.media.settings import FLAG_OF_KEY, Item, Settings
 
 LEDGER, MANIFEST, QUARANTINE, DONE = ".ledger.jsonl", "manifest.jsonl", "quarantine.jsonl", "done.json"
 DUPLICATES = "duplicates.json"
-CLIPS = "clips"
 OWN = (LEDGER, MANIFEST, QUARANTINE, DUPLICATES, DONE, CLIPS)
 """Everything that an extraction writes into its folder, next to the lock."""
 
@@ -44,11 +43,18 @@ class Ledger:
     """Rows by uid, and for each finished input its size and its uids.
 
     That of a part reads what is merged and its own notes, and writes its own notes; any other one reads all.
-    `packed` clips need not be there.
+    `packed` clips need not be there. `clips` are in `out` unless told otherwise.
     """
 
-    def __init__(self, out: Path, part: Part | None = None, packed: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        out: Path,
+        part: Part | None = None,
+        packed: frozenset[str] = frozenset(),
+        clips: ClipStore | None = None,
+    ) -> None:
         self.out, self.part, self.packed = out, part, packed
+        self.clips = clips or LocalClips(out)
         self.rows: dict[str, Row] = {}
         self.finished: dict[str, tuple[int, list[str]]] = {}
         self.started: dict[str, tuple[int, list[str]]] = {}
@@ -145,12 +151,12 @@ class Ledger:
         )
 
     def _has(self, row: Row) -> bool:
-        return row["uid"] in self.packed or is_there(self.out, row)
+        return row["uid"] in self.packed or row["status"] == "quarantined" or self.clips.has(row)
 
     def drop_damaged(self) -> int:
         """Forget the clips that a power cut damaged: those noted after the last sync whose bytes differ."""
         unsure = [name for name in self._unsure if name in self.rows and self.rows[name]["status"] != "quarantined"]
-        damaged = [name for name in unsure if not is_intact(self.out, self.rows[name])]
+        damaged = [name for name in unsure if not self.clips.is_intact(self.rows[name])]
         for name in damaged:
             self.rows.pop(name, None)
         return len(damaged)
@@ -231,7 +237,7 @@ class Ledger:
             for name in self.finished.get(item.key, (0, []))[1]:
                 self.rows[name] |= {"labels": list(item.labels), "split": item.split}
         rows = [self.rows[name] for name in sorted({name for _, uids in self.finished.values() for name in uids})]
-        self._sweep({clip_folder(row["uid"]) for row in rows if row["status"] != "quarantined"})
+        self.clips.sweep({clip_folder(row["uid"]) for row in rows if row["status"] != "quarantined"})
         if self._file is not None:
             self._file.close()
             os.sync()
@@ -253,21 +259,11 @@ class Ledger:
         write_json(self.out / DONE, {"settings": settings.record(), "counts": counts, "digests": digests})
         self.rows = {row["uid"]: row for row in rows}
 
-    def _sweep(self, wanted: set[str]) -> None:
-        """Remove clip folders that no row names: half-written ones, and those of inputs that changed."""
-        for bucket in sorted((self.out / CLIPS).glob("*")):
-            for folder in sorted(bucket.iterdir()):
-                if f"{CLIPS}/{bucket.name}/{folder.name}" not in wanted:
-                    shutil.rmtree(folder)
-            if not any(bucket.iterdir()):
-                bucket.rmdir()
-
 
 def forget(out: Path) -> None:
-    """Delete what earlier extractions wrote into `out`, and nothing else."""
+    """Delete the notes of earlier extractions in `out`; their clips are `LocalClips.forget`'s."""
     for path in (*(out / name for name in (DONE, LEDGER, MANIFEST, QUARANTINE, DUPLICATES)), *parts.ledgers(out)):
         path.unlink(missing_ok=True)
-    shutil.rmtree(out / CLIPS, ignore_errors=True)
 
 
 def _by_bytes(entry: tuple[str, Any]) -> bytes:

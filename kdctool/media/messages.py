@@ -28,6 +28,11 @@ class Begin:
 
 
 @dataclass(frozen=True)
+class Fetching:
+    """From a worker: more of a remote input has come. Its time for the clip begins anew."""
+
+
+@dataclass(frozen=True)
 class Made:
     """From a worker: the row of a clip whose files are in place, or of a failure."""
 

@@ -5,6 +5,7 @@ import time
 from fractions import Fraction
 
 from kdctool.media.container import check_file
+from kdctool.media.fetch import Fetcher
 from kdctool.media.plan import shared_until, until
 from kdctool.media.quarantine import Rejected
 from kdctool.media.settings import Item, Settings
@@ -17,9 +18,10 @@ _TRY_AGAIN_AFTER_S = 0.2
 class Opener:
     """Holds at most one file open, from one `open` to the next. Use as a context manager, or `close`."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, fetcher: Fetcher | None = None) -> None:
+        self.settings, self.fetcher = settings, fetcher or Fetcher()
         self._source: Source | None = None
+        self._path = ""
         self._sha256 = ""
 
     def __enter__(self) -> "Opener":
@@ -27,6 +29,7 @@ class Opener:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        self.fetcher.drop()
 
     def open(self, item: Item) -> Source:
         """The file of an item with its packets read; Rejected where it is not data.
@@ -35,7 +38,7 @@ class Opener:
         segment does not depend on the others.
         """
         own, shared = until(self.settings, item.segment), shared_until(self.settings, item)
-        if self._source is not None and self._source.path == item.path and _covers(self._source.read_until, own):
+        if self._source is not None and self._path == item.path and _covers(self._source.read_until, own):
             try:
                 unchanged(self._source)
                 return self._source
@@ -48,17 +51,19 @@ class Opener:
             if shared == own:
                 raise
             self._source = self._opened(item, own)
+        self._path = item.path
         return self._source
 
     def release(self, item: Item) -> None:
         """The item is done; its file is closed unless other segments of it are wanted."""
         if item.furthest_ms is None:
             self.close()
+            self.fetcher.drop()
 
     def close(self) -> None:
         if self._source is not None:
             self._source.close()
-        self._source, self._sha256 = None, ""
+        self._source, self._path, self._sha256 = None, "", ""
 
     def sha256(self) -> str:
         """Hash of the open file's bytes; computed once."""
@@ -75,7 +80,7 @@ class Opener:
         """Open and read; what may be a hiccup of the disk or of a copy under way is tried twice."""
         for attempt in (0, 1):
             try:
-                source = Source(item.path, self.settings)
+                source = Source(self.fetcher.local(item), self.settings)
                 try:
                     source.read_packets(wanted)
                     unchanged(source)
@@ -86,6 +91,7 @@ class Opener:
             except Rejected as fault:
                 if attempt or fault.reason not in _TRANSIENT:
                     raise
+                self.fetcher.drop()
             time.sleep(_TRY_AGAIN_AFTER_S)
         raise AssertionError("unreachable")
 

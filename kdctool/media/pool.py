@@ -2,23 +2,26 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from kdctool.errors import EnvironmentFault
-from kdctool.media.messages import Begin, Broken, End, Made, Ready, Task
+from kdctool.media.messages import Begin, Broken, End, Fetching, Made, Ready, Task
 from kdctool.media.quarantine import Rejected
 from kdctool.media.rows import Row, failed
 from kdctool.media.settings import Item, Settings, Tools
+from kdctool.places import Place
+from kdctool.places.scratch import scratch
 
 _GRACE_S = 30.0
 """A worker is given this much longer than its own limits before it is killed."""
@@ -36,13 +39,17 @@ class _Worker:
     """Starts of the task that have their row."""
     deadline: float = float("inf")
     is_ready: bool = False
+    copies: Path | None = None
+    """Where it puts the inputs that it has to fetch."""
 
 
 class Pool:
     """Runs tasks in `size` processes. Use as a context manager: leaving it, however, ends every worker."""
 
-    def __init__(self, size: int, out: Path, settings: Settings, tools: Tools) -> None:
+    def __init__(self, size: int, out: Place, settings: Settings, tools: Tools) -> None:
         self.size, self.out, self.settings, self.tools = size, out, settings, tools
+        self._exit = ExitStack()
+        self._scratch: Path | None = None
         self._workers: list[_Worker] = []
         self._again: deque[Task] = deque()
         self._deaths: dict[tuple[str, int | None], int] = {}
@@ -54,6 +61,8 @@ class Pool:
         for worker in self._workers:
             _end(worker)
         self._workers.clear()
+        self._exit.close()
+        self._scratch = None
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Item, Row | None]]:
         """(input, row) for each row as it is made, and (input, None) when an input is done."""
@@ -102,8 +111,11 @@ class Pool:
     def _give(self, worker: _Worker, task: Task) -> None:
         worker.task, worker.start_ms, worker.made = task, None, set()
         self._renew(worker)
+        if task.item.is_remote and worker.copies is None:
+            self._scratch = self._scratch or self._exit.enter_context(scratch())
+            worker.copies = self._scratch / str(worker.process.pid)
         with suppress(BrokenPipeError):  # A worker that died idle is noticed when its pipe is read.
-            worker.pipe.send(task)
+            worker.pipe.send((task, worker.copies))
 
     def _renew(self, worker: _Worker) -> None:
         worker.deadline = time.monotonic() + self.tools.clip_timeout_s + _GRACE_S
@@ -121,6 +133,8 @@ class Pool:
                 worker.start_ms = start_ms
             case Ready():
                 worker.is_ready = True
+            case Fetching():
+                pass
             case Made(row):
                 worker.made.add(round(row["start_s"] * 1000))
                 yield worker.task.item, row
@@ -171,3 +185,5 @@ def _end(worker: _Worker) -> None:
     except subprocess.TimeoutExpired:
         worker.process.kill()
         worker.process.wait()
+    if worker.copies is not None:
+        shutil.rmtree(worker.copies, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The work items on a Ray cluster. Every node needs kdctool, and must see videos and output under the same paths.
+"""The work items on a Ray cluster. Every node needs kdctool, and must see videos and output under the same names.
 
 On a node a worker process of the local pool does the work, so limits, blame and second tries are the same as there; a
 Ray worker that is killed takes only the clip under work with it, and that one is made again.
@@ -22,6 +22,7 @@ from kdctool.media.messages import Task
 from kdctool.media.pool import Pool
 from kdctool.media.rows import Row
 from kdctool.media.settings import Item, Settings, Tools
+from kdctool.places import Place, parse
 
 _LARGEST_BATCH = 16
 """Inputs in one Ray task: a worker process is started for each task, which costs as much as two or three clips."""
@@ -42,9 +43,10 @@ class RayPool:
     Without an address: the cluster of RAY_ADDRESS, or else a Ray of its own on this machine.
     """
 
-    def __init__(self, address: str, size: int, out: Path, settings: Settings, tools: Tools) -> None:
+    def __init__(self, address: str, size: int, out: Place, settings: Settings, tools: Tools) -> None:
         self.address, self.size = address, size
-        self.out, self.settings, self.tools = out.absolute(), settings, tools
+        self.out = out.absolute() if isinstance(out, Path) else out
+        self.settings, self.tools = settings, tools
         self._running: dict[Any, _Batch] = {}
         self._is_ours = False
 
@@ -90,7 +92,8 @@ class RayPool:
             while todo and len(self._running) < self.size:
                 batch = todo.popleft()
                 tasks_left = [*batch.tasks.values()]
-                seen = [task.item.path for task in tasks_left if os.path.lexists(task.item.path)]
+                files = [task.item.path for task in tasks_left if not task.item.is_remote]
+                seen = [path for path in files if os.path.lexists(path)]
                 self._running[remote.remote(tasks_left, seen, given)] = batch
             for stream in ray.wait(list(self._running), num_returns=1)[0]:
                 try:
@@ -144,14 +147,15 @@ def work(tasks: list[Task], seen: list[str], given: tuple[str, Settings, Tools, 
 
     `seen` are the files that are there for the machine that asks.
     """
-    out, settings, tools, version = given
-    fault = _unfit(seen, Path(out), tools, version)
+    target, settings, tools, version = given
+    out = parse(target)
+    fault = _unfit(seen, out, tools, version)
     if fault:
         yield {"fault": fault}
         return
     try:
         here = replace(tools, ffmpeg=binary.find()) if tools.ffmpeg else tools
-        with Pool(1, Path(out), settings, here) as pool:
+        with Pool(1, out, settings, here) as pool:
             for item, row in pool.run(tasks):
                 yield {"input": item.key, "row": row}
     except EnvironmentFault as error:
@@ -160,7 +164,7 @@ def work(tasks: list[Task], seen: list[str], given: tuple[str, Settings, Tools, 
         yield {"disk": (error.errno, error.strerror, error.filename)}
 
 
-def _unfit(seen: list[str], out: Path, tools: Tools, version: str) -> tuple[str, str] | None:
+def _unfit(seen: list[str], out: Place, tools: Tools, version: str) -> tuple[str, str] | None:
     """Why this node would give other clips than the machine that asks, or none."""
     node = socket.gethostname()
     if version != __version__:
@@ -172,8 +176,8 @@ def _unfit(seen: list[str], out: Path, tools: Tools, version: str) -> tuple[str,
             return f"{node}: {error.cause}", error.next_step
         if found != tools.ffmpeg_version:
             return f"{node} has ffmpeg {found}, not {tools.ffmpeg_version}", "use the same ffmpeg on every node"
-    if not out.is_dir():
-        return f"{node} does not see {out}", "name a folder that all nodes share"
+    if isinstance(out, Path) and not out.is_dir():
+        return f"{node} does not see {out}", "name a folder that all nodes share, or a URL"
     lost = [path for path in seen if not os.path.lexists(path)]
     if lost:
         return f"{node} does not see {lost[0]!a}", "put the videos where all nodes find them under the same path"

@@ -10,7 +10,7 @@ from kdctool.errors import UsageFault
 SAMPLE_RATE = 16000
 
 DecoderName = Literal["auto", "ffmpeg", "pyav"]
-Fit = Literal["crop", "pad", "squash"]
+Fit = Literal["crop", "pad", "squash", "keep"]
 AudioFormat = Literal["flac", "wav", "opus"]
 Lacking = Literal["none", "audio", "video", "both"]
 
@@ -38,6 +38,8 @@ class Settings:
     audio_stream: int | None = None
     allow_missing: Lacking = "none"
     """Which modality a clip may lack and be kept all the same."""
+    images: bool = False
+    """Inputs are pictures: clips of one frame without sound. fit "keep" leaves their shape as it is."""
 
     def check(self) -> None:
         """UsageFault for values that make no sense."""
@@ -61,6 +63,10 @@ class Settings:
             value, known = getattr(self, name), get_args(kind)
             if value not in known:
                 raise UsageFault(f"{FLAG_OF_KEY[name]} = '{value}' is not known", f"there are: {', '.join(known)}")
+        if self.images and (self.frames != 1 or self.fps is not None or self.stride_s is not None):
+            raise UsageFault("--images: a picture is one frame", "leave --frames, --fps and --stride out")
+        if self.fit == "keep" and not self.images:
+            raise UsageFault("--fit keep is for --images: the frames of videos are square", "--fit crop, pad or squash")
         if self.fps is not None and len(self.moments(Fraction(self.window_s))) > MAX_FRAMES:
             raise UsageFault(
                 f"--fps {self.fps:g} for {self.window_s:g} s is more than {MAX_FRAMES} frames a clip",
@@ -99,6 +105,7 @@ class Settings:
             "stride_s": self.stride_s,
             "video_stream": self.video_stream,
             "window_s": self.window_s,
+            **({"images": True} if self.images else {}),
         }
 
 
@@ -110,6 +117,7 @@ FLAG_OF_KEY = {
     "fit": "--fit",
     "fps": "--fps",
     "frames": "--frames",
+    "images": "--images",
     "jpeg_quality": "--jpeg-quality",
     "sample_rate": "--audio-rate",
     "size": "--size",
@@ -131,6 +139,8 @@ class Tools:
     """Wall time for one clip, and for reading one file's packets."""
     memory_bytes: int = 4 << 30
     """Address space of a worker and of an ffmpeg process."""
+    file_bytes: int = 1 << 30
+    """The largest file that a worker may write; more where it has to fetch a larger one from a store."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,7 @@ class Item:
     """One input: a file, or a segment of it, with what a list said about it."""
 
     path: str
-    """Absolute, decoded as `os.fsdecode` does: names that are not UTF-8 survive."""
+    """Absolute, decoded as `os.fsdecode` does: names that are not UTF-8 survive. Or the URL of an object in a store."""
     source: str
     """The name in the manifest, relative to the folder or the list."""
     segment: Segment | None = None
@@ -154,6 +164,8 @@ class Item:
     split: str = ""
     furthest_ms: int | None = None
     """Where the last segment of the same file ends (its start, when it has no end); None where there is no other."""
+    stored_bytes: int | None = None
+    """Of an object in a store, as its listing says, -1 where it is not there; None for a file of this machine."""
 
     @property
     def key(self) -> str:
@@ -161,6 +173,11 @@ class Item:
         if self.segment is None:
             return self.source
         return f"{self.source}\0{self.segment.start_ms}\0{self.segment.length_ms}"
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a worker has to fetch it first."""
+        return self.stored_bytes is not None
 
     @property
     def start_ms(self) -> int:

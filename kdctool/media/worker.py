@@ -3,21 +3,22 @@
 import contextlib
 import os
 import signal
+import threading
 import traceback
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import av
 
+from kdctool.errors import EnvironmentFault
 from kdctool.media import limits
 from kdctool.media.clip import extract, is_disk_fault
-from kdctool.media.messages import Begin, Broken, End, Made, Ready, Task
+from kdctool.media.fetch import Fetcher
+from kdctool.media.messages import Begin, Broken, End, Fetching, Made, Ready, Task
 from kdctool.media.opener import Opener
 from kdctool.media.quarantine import Rejected
 from kdctool.media.rows import failed
 from kdctool.media.settings import Settings, Tools
-
-LARGEST_FILE = 1 << 30
+from kdctool.places import Place
 
 
 def main(handle: int, parent: int) -> None:
@@ -25,16 +26,30 @@ def main(handle: int, parent: int) -> None:
     limits.die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle.
     av.logging.set_level(av.logging.PANIC)
-    with contextlib.suppress(EOFError, BrokenPipeError), Connection(handle) as pipe:
+    with contextlib.suppress(EOFError, BrokenPipeError), Connection(handle) as connection:
+        pipe = _Pipe(connection)
         out, settings, tools = pipe.recv()
-        limits.fence(tools.memory_bytes, LARGEST_FILE)
+        limits.fence(tools.memory_bytes, tools.file_bytes)
         pipe.send(Ready())
-        with Opener(settings) as opener:
+        with Opener(settings, Fetcher(lambda: pipe.send(Fetching()))) as opener:
             while True:
-                _work(pipe, pipe.recv(), out, settings, tools, opener)
+                task, opener.fetcher.folder = pipe.recv()
+                _work(pipe, task, out, settings, tools, opener)
 
 
-def _work(pipe: Connection, task: Task, out: Path, settings: Settings, tools: Tools, opener: Opener) -> None:
+class _Pipe:
+    """The parent's ear. A download reports from a thread of its own."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.recv = connection.recv
+        self._connection, self._lock = connection, threading.Lock()
+
+    def send(self, message: object) -> None:
+        with self._lock:
+            self._connection.send(message)
+
+
+def _work(pipe: _Pipe, task: Task, out: Place, settings: Settings, tools: Tools, opener: Opener) -> None:
     item = task.item
     start_ms = item.start_ms
 
@@ -49,7 +64,7 @@ def _work(pipe: Connection, task: Task, out: Path, settings: Settings, tools: To
     except (EOFError, BrokenPipeError):
         raise
     except Exception as error:
-        if is_disk_fault(error):
+        if is_disk_fault(error) or isinstance(error, EnvironmentFault):
             pipe.send(Broken(error))
             return
         if isinstance(error, MemoryError):

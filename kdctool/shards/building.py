@@ -18,7 +18,7 @@ from kdctool.files import PARTIAL, disk_faults, fsync_folder, read_json, write_j
 from kdctool.shards import foreign, index
 from kdctool.shards.entry import Entry, from_json, to_json
 
-_PLAN = "plan.json"
+PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class State:
 
 def look(folder: Path) -> State:
     """Read the state of a folder; changes nothing."""
-    plan = folder / index.BUILDING / _PLAN
+    plan = folder / index.BUILDING / PLAN
     if plan.is_file():
         try:
             value = read_json(plan)
@@ -80,18 +80,18 @@ def begin(folder: Path, state: State, made_from: dict[str, Any], planned: set[st
     value = {"made_from": made_from, "shards": sorted(planned | state.ours)}
     kept = {f"{entry.name}.json": to_json(entry) for entry in keep}
     with disk_faults(folder):
-        if (building / _PLAN).is_file():
+        if (building / PLAN).is_file():
             for path in building.glob("*.tar.json"):
                 if path.name not in kept:
                     path.unlink()
-            write_json(building / _PLAN, value)
+            write_json(building / PLAN, value)
         else:
             fresh = folder / (index.BUILDING + PARTIAL)
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir()
             for name, entry in kept.items():
                 write_json(fresh / name, entry)
-            write_json(fresh / _PLAN, value)
+            write_json(fresh / PLAN, value)
             os.replace(fresh, building)
             fsync_folder(folder)
         (folder / index.INDEX).unlink(missing_ok=True)

@@ -33,8 +33,13 @@ class Extraction:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """frames or fps, size, fit, sample_rate, window_s and audio, as far as extraction states them."""
+        """frames or fps, size, fit, sample_rate, window_s and audio, as far as extraction states them.
+
+        Of pictures, what is about pictures.
+        """
         given = self.done.get("settings") or {}
+        if given.get("images"):
+            return {"images": True, "frames": 1, "size": given.get("size"), "fit": given.get("fit")}
         named = {
             "frames": given.get("frames"),
             "size": given.get("size"),

@@ -1,18 +1,20 @@
 """Shards that others made: their members are found, checked and hashed once, so that they can be read like ours."""
 
 import io
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from kdctool.errors import DataFault
 from kdctool.progress import bar
+from kdctool.shards import about
 from kdctool.shards.entry import Entry, scanned
 
 _MAX_JSON = 1 << 24
 _NUMBERED = re.compile(r"^(.*?)[-_.]?\d+$")
 _AUDIO = ("flac", "wav", "opus")
+_PICTURES = ("png", "webp")
+"""Of which frames are not read."""
 
 
 def tars(folder: Path) -> list[Path]:
@@ -28,7 +30,7 @@ def split_of(name: str) -> str:
 
 
 def index(paths: list[Path]) -> dict[str, Any]:
-    """Fields of an `Index` for these tars. A list `labels` in their json members gives the labels."""
+    """Fields of an `Index` for these tars. Labels are what `about.about` finds in their members."""
     entries: list[Entry] = []
     names: set[str] = set()
     several = False
@@ -37,34 +39,45 @@ def index(paths: list[Path]) -> dict[str, Any]:
             entry = scanned(path, split_of(path.name))
             if not len(entry):
                 raise DataFault(f"{path} holds no clip: no member is called KEY.SUFFIX", "move it out of the folder")
+            _check_frames(path, entry)
             for labels in _labels(path, entry):
                 names.update(labels)
                 several = several or len(labels) > 1
             entries.append(entry)
             progress.advance()
     return {
-        "labels": tuple(sorted(names)),
+        "labels": about.ordered(names),
         "multi_label": several,
         "settings": _settings(paths[0], entries[0]),
         "entries": tuple(sorted(entries, key=lambda entry: (entry.split != "train", entry.split, entry.name))),
     }
 
 
+def _check_frames(path: Path, entry: Entry) -> None:
+    """DataFault for clips whose only picture is of a kind that is not read."""
+    for names in entry.layouts:
+        others = [name for name in names if name.split(".")[-1] in _PICTURES]
+        if others and not any(name.endswith(".jpg") or name in _AUDIO for name in names):
+            raise DataFault(
+                f"{path.name} holds .{others[0]} pictures; frames in shards are JPEG",
+                "unpack the tars, then kdctool extract FOLDER SHARDS --images --to-shards",
+            )
+
+
 def _labels(path: Path, entry: Entry) -> list[list[str]]:
-    found = []
-    names = [suffix for kind in entry.layout.tolist() for suffix in entry.layouts[kind]]
+    found, place = [], 0
     with open(path, "rb") as file:
-        for suffix, offset, length in zip(names, entry.offsets.tolist(), entry.lengths.tolist(), strict=True):
-            if suffix != "json" or length > _MAX_JSON:
-                continue
-            file.seek(offset)
-            try:
-                labels = json.loads(file.read(length)).get("labels", [])
-            except (ValueError, AttributeError, RecursionError) as error:
-                raise DataFault(
-                    f"{path.name}: the json member at offset {offset} is not a JSON object: {error}"
-                ) from error
-            found.append([str(label) for label in labels] if isinstance(labels, list) else [])
+        for kind, key in zip(entry.layout.tolist(), entry.keys.tolist(), strict=True):
+            members = {}
+            for suffix in entry.layouts[kind]:
+                length = int(entry.lengths[place])
+                if suffix in about.MEMBERS and length <= _MAX_JSON:
+                    file.seek(int(entry.offsets[place]))
+                    members[suffix] = file.read(length)
+                place += 1
+            if members:
+                labels = about.about(members, f"{path.name}: {key.decode('utf-8', 'replace')}").get("labels")
+                found.append([str(label) for label in labels] if isinstance(labels, list) else [])
     return found
 
 

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
@@ -12,25 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from kdctool.errors import DataFault, Interrupted, UsageFault
-from kdctool.files import InUse, disk_faults, locked
-from kdctool.media import binary, inputs, parts
+from kdctool.files import InUse, disk_faults
+from kdctool.media import binary, inputs, parts, stored
 from kdctool.media import engine as engines
 from kdctool.media.engine import Engine, Runner
-from kdctool.media.ledger import DONE, Ledger, forget
+from kdctool.media.fetch import REASONS_OF_A_STORE
+from kdctool.media.home import Home, open_home
+from kdctool.media.ledger import DONE, Ledger
 from kdctool.media.messages import Task
 from kdctool.media.parts import Part
 from kdctool.media.rows import is_there, members
 from kdctool.media.sample import estimate
 from kdctool.media.settings import Item, Settings, Tools
+from kdctool.places import Place, Remote, parse
 from kdctool.progress import bar, say
 from kdctool.stages.extract_summary import Summary, judge, summarise
 
 SYNC_EVERY_S = 30.0
+_MERGE_TRIES, _MERGE_EVERY_S = 20, 0.5
 
 
 def run(
-    videos: Path,
-    out: Path,
+    videos: str | Place,
+    out: str | Place,
     settings: Settings,
     *,
     workers: int | None = None,
@@ -57,101 +61,127 @@ def run(
             f"--part {part} does not go with --{'overwrite' if overwrite else 'merge'}: it would touch other parts",
             "delete the folder before the parts start" if overwrite else "--merge comes alone, after all parts",
         )
-    whole = inputs.find(videos)
+    videos, out = parse(videos), parse(out)
+    for place in (videos, out):
+        if isinstance(place, Remote):
+            place.check_package()
+    whole = inputs.find(videos, settings.images)
     found = part.of(whole) if part else whole
     _check_apart(videos, out)
-    tools = _tools(settings)
-    ledger = _loaded(out, settings, whole, overwrite, part, packed)
+    tools = _tools(settings, found.items)
     sizes = {item.key: size_of(item) for item in found.items}
-    todo = ledger.todo(found.items, sizes, retry_quarantined)
-    num_workers = workers or _num_cores()
-    if dry_run:
-        told = estimate([item for item, _ in todo], settings, tools, num_workers)
-        plan = summarise(out, found, ledger, sizes, todo)
-        return replace(plan, part=str(part or ""), is_dry_run=True, estimate=told)
-    with _held(out, part), _stopped_by_signals():
-        if overwrite:
-            with disk_faults(out):
-                forget(out)
-        ledger = _loaded(out, settings, whole, overwrite, part, packed)  # Another command may have ended meanwhile.
-        damaged = ledger.drop_damaged()
-        if damaged:
-            say(f"{damaged} clips of an interrupted run are not whole and are made again")
+    num_workers = workers or _num_workers(found, out)
+    with open_home(out) as home:
+        home.pull(part)
+        ledger = _loaded(home, settings, whole, overwrite, part, packed)
         todo = ledger.todo(found.items, sizes, retry_quarantined)
-        if merge and todo:
-            raise DataFault(
-                f"{len(todo)} of {len(found.items)} inputs are not done, the first is {todo[0][0].source!a}",
-                "run the parts that are missing, or the same command without --merge",
-            )
-        began, num_made = time.monotonic(), 0
-        if todo:
-            with disk_faults(out):
-                ledger.open(settings)
-            try:
-                num_workers = min(workers or (_num_cores() if engine == "local" else len(todo)), len(todo))
-                with engines.open_pool(engine, ray_address, num_workers, out, settings, tools) as pool:
-                    num_made = _extract(pool, ledger, sizes, todo)
-            except OSError:
-                with disk_faults(out, needed=_still_needed(ledger, settings, todo)):
-                    raise
-        with disk_faults(out):
-            if part:
-                ledger.close_part(settings)
-            else:
-                ledger.close(found.items, settings)
-        # Under the lock that parts share: nobody merges meanwhile, so of two that end together one sees both done.
-        waiting = parts.missing(out, whole.items, ledger.finished, part.count) if part else []
-    merged = _merged(out, settings, whole) if part and not waiting else None
-    if merged is not None:
-        ledger, found, sizes = merged, whole, {item.key: size_of(item) for item in whole.items}
-    done = summarise(out, found, ledger, sizes, todo, num_made=num_made, seconds=time.monotonic() - began)
-    if ledger.part is None:
-        judge(done, max_bad)
-    return replace(done, part=str(part or ""), is_merged=(out / DONE).exists(), waiting_for=tuple(waiting))
+        if dry_run:
+            told = estimate([item for item, _ in todo], settings, tools, num_workers)
+            plan = summarise(out, found, ledger, sizes, todo)
+            return replace(plan, part=str(part or ""), is_dry_run=True, estimate=told)
+        with home.held(part), _stopped_by_signals():
+            if overwrite:
+                with disk_faults(home.notes):
+                    home.forget()
+                ledger = Ledger(home.notes, clips=home.clips)
+            home.pull(part)
+            if not overwrite:  # Another command may have ended meanwhile.
+                ledger = _loaded(home, settings, whole, overwrite, part, packed)
+            damaged = ledger.drop_damaged()
+            if damaged:
+                say(f"{damaged} clips of an interrupted run are not whole and are made again")
+            todo = ledger.todo(found.items, sizes, retry_quarantined)
+            if merge and todo:
+                raise DataFault(
+                    f"{len(todo)} of {len(found.items)} inputs are not done, the first is {todo[0][0].source!a}",
+                    "run the parts that are missing, or the same command without --merge",
+                )
+            began, num_made = time.monotonic(), 0
+            if todo:
+                with disk_faults(home.notes):
+                    ledger.open(settings)
+                home.begun(part)
+                num_workers = min(num_workers if workers or engine == "local" else len(todo), len(todo))
+                try:
+                    with engines.open_pool(engine, ray_address, num_workers, out, settings, tools) as pool:
+                        num_made = _extract(pool, home, ledger, sizes, todo, found.root)
+                except OSError:
+                    with disk_faults(home.notes, needed=_still_needed(ledger, settings, todo)):
+                        raise
+            waiting = _close(home, ledger, part, found, whole, settings)
+        merged = _merged(home, settings, whole) if part and not waiting else None
+        if merged is not None:
+            ledger, found, sizes = merged, whole, {item.key: size_of(item) for item in whole.items}
+        done = summarise(out, found, ledger, sizes, todo, num_made=num_made, seconds=time.monotonic() - began)
+        if ledger.part is None:
+            judge(done, max_bad)
+        is_merged = (home.notes / DONE).exists()
+    return replace(done, part=str(part or ""), is_merged=is_merged, waiting_for=tuple(waiting))
 
 
-@contextmanager
-def _held(out: Path, part: Part | None) -> Iterator[None]:
-    """The folder, against other commands; a part shares it with other parts."""
+def _close(
+    home: Home, ledger: Ledger, part: Part | None, found: inputs.Inputs, whole: inputs.Inputs, settings: Settings
+) -> list[int]:
+    """Write the manifest, or of a part that it is done; the parts that are not."""
+    with disk_faults(home.notes):
+        if part is None:
+            ledger.close(found.items, settings)
+        else:
+            ledger.close_part(settings)
+    home.ended(part)
     if part is None:
-        with locked(out):
-            yield
-    else:
-        with locked(out, shared=True), locked(out, part.lock):
-            parts.check_count(out, part)
-            yield
+        return []
+    # Under the lock that parts share: nobody merges meanwhile, so of two that end together one sees both done.
+    home.pull(part)
+    return parts.missing(home.notes, whole.items, ledger.finished, part.count)
 
 
-def _merged(out: Path, settings: Settings, whole: inputs.Inputs) -> Ledger | None:
+def _merged(home: Home, settings: Settings, whole: inputs.Inputs) -> Ledger | None:
     """Write the manifest when every input is done. None when not, or when another command is at it."""
-    try:
-        with locked(out):
-            if (out / DONE).exists():
-                return None
-            ledger = _loaded(out, settings, whole, overwrite=False)
-            sizes = {item.key: size_of(item) for item in whole.items}
-            if ledger.drop_damaged() or ledger.todo(whole.items, sizes, retry=False):
-                return None
-            with disk_faults(out):
-                ledger.close(whole.items, settings)
-            return ledger
-    except InUse:
-        return None
+    for _ in range(_MERGE_TRIES):
+        try:
+            with home.held(None):
+                home.pull(None)
+                if (home.notes / DONE).exists():
+                    return None
+                ledger = _loaded(home, settings, whole, overwrite=False)
+                sizes = {item.key: size_of(item) for item in whole.items}
+                if ledger.drop_damaged() or ledger.todo(whole.items, sizes, retry=False):
+                    return None
+                with disk_faults(home.notes):
+                    ledger.close(whole.items, settings)
+                home.ended(None)
+                return ledger
+        except InUse:  # A part that is about to end, or to merge.
+            time.sleep(_MERGE_EVERY_S)
+    return None
 
 
-def _check_apart(videos: Path, out: Path) -> None:
+def _check_apart(videos: Place, out: Place) -> None:
     """The output may not lie in the input: the next run would find its own clips there."""
-    source, target = Path(os.path.realpath(videos)), Path(os.path.realpath(out))
-    if videos.is_dir() and (source == target or source in target.parents):
+    if isinstance(videos, Remote) or isinstance(out, Remote):
+        listed = videos.name.lower().endswith(inputs.LIST_SUFFIXES)
+        inside = not listed and f"{out}/".startswith(f"{videos}/")
+    else:
+        source, target = Path(os.path.realpath(videos)), Path(os.path.realpath(out))
+        inside = videos.is_dir() and (source == target or source in target.parents)
+    if inside:
         raise UsageFault(f"the output {out} lies inside the input {videos}", "name a folder outside of it")
 
 
-def _tools(settings: Settings) -> Tools:
+def _tools(settings: Settings, items: Iterable[Item]) -> Tools:
     timeout_s = 60.0 + 6 * settings.window_s
-    if settings.decoder == "pyav":
-        return Tools(clip_timeout_s=timeout_s)
+    largest = max([Tools.file_bytes, *(item.stored_bytes or 0 for item in items)])
+    if settings.decoder == "pyav" or settings.images:
+        return Tools(clip_timeout_s=timeout_s, file_bytes=largest)
     path = binary.find()
-    return Tools(path, binary.version(path), timeout_s)
+    return Tools(path, binary.version(path), timeout_s, file_bytes=largest)
+
+
+def _num_workers(found: inputs.Inputs, out: Place) -> int:
+    """One per core; two where half of the time is waiting for a store."""
+    is_remote = isinstance(out, Remote) or any(item.is_remote for item in found.items)
+    return _num_cores() * (2 if is_remote else 1)
 
 
 def _num_cores() -> int:
@@ -159,17 +189,18 @@ def _num_cores() -> int:
 
 
 def _loaded(
-    out: Path,
+    home: Home,
     settings: Settings,
     found: inputs.Inputs,
     overwrite: bool,
     part: Part | None = None,
     packed: frozenset[str] = frozenset(),
 ) -> Ledger:
-    ledger = Ledger(out, part, packed)
+    out = home.notes
+    ledger = Ledger(out, part, packed, home.clips)
     ledger.load()
     if overwrite:
-        return Ledger(out)
+        return Ledger(out, clips=home.clips)
     if part:
         parts.check_count(out, part)
     ledger.check_settings(settings)
@@ -183,19 +214,31 @@ def _loaded(
 
 def size_of(item: Item) -> int:
     """Bytes of an input; by them a rerun notices that it changed. -1 where there is no file."""
+    if item.stored_bytes is not None:
+        return item.stored_bytes
     try:
         return os.stat(item.path).st_size
     except OSError:
         return -1
 
 
-def _extract(pool: Runner, ledger: Ledger, sizes: dict[str, int], todo: list[tuple[Item, frozenset[int]]]) -> int:
+def _extract(
+    pool: Runner,
+    home: Home,
+    ledger: Ledger,
+    sizes: dict[str, int],
+    todo: list[tuple[Item, frozenset[int]]],
+    root: Remote | None,
+) -> int:
     """Run the pool and note what it makes; return the number of rows."""
     num_made = num_bad = 0
     began = synced = time.monotonic()
     done_before = {item.key: done for item, done in todo}
     with bar("extract", len(todo), "videos") as progress:
         for item, row in pool.run(Task(item, done) for item, done in todo):
+            home.beat()
+            if item.is_remote and row is not None and row["reason"] in REASONS_OF_A_STORE:
+                stored.check_reachable(root, item)
             if row is None:
                 ledger.finish_input(item, sizes[item.key], done_before[item.key])
                 rate = num_made / max(time.monotonic() - began, 1e-3)

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from kdctool.errors import DataFault
 from kdctool.media import inputs
 from kdctool.media.ledger import Ledger
 from kdctool.media.sample import Estimate
 from kdctool.media.settings import Item
+from kdctool.places import Place
 
 _MODALITIES = {"audio", "video"}
 
@@ -17,7 +17,7 @@ _MODALITIES = {"audio", "video"}
 class Summary:
     """What an extraction found, left out and made."""
 
-    out: Path
+    out: Place
     num_inputs: int
     num_bytes: int
     """Of the inputs that are not done."""
@@ -57,7 +57,7 @@ class Summary:
 
 
 def summarise(
-    out: Path,
+    out: Place,
     found: inputs.Inputs,
     ledger: Ledger,
     sizes: dict[str, int],

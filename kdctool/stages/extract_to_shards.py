@@ -4,18 +4,15 @@ Which clips share a shard depends on all of them, so all are made before the fir
 is an extraction folder; at the end it keeps manifest.jsonl, quarantine.jsonl and what else tells of it, but no clips.
 """
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 from kdctool.errors import UsageFault
-from kdctool.files import locked
 from kdctool.media import inputs
-from kdctool.media.ledger import CLIPS, Ledger
+from kdctool.media.home import open_home
+from kdctool.media.ledger import Ledger
 from kdctool.media.settings import Settings
-from kdctool.shards import building
-from kdctool.shards.extraction import clip_folder
-from kdctool.shards.plan import PlannedShard
+from kdctool.places import Place, parse
+from kdctool.shards import building, destination
 from kdctool.stages import extract, shard
 from kdctool.stages.extract_summary import Summary
 from kdctool.stages.shard import ShardSummary
@@ -25,8 +22,8 @@ STAGING = "extraction"
 
 
 def run(
-    videos: Path,
-    shards: Path,
+    videos: str | Place,
+    shards: str | Place,
     settings: Settings,
     *,
     packing: dict[str, Any],
@@ -39,37 +36,37 @@ def run(
     Stopped at any moment, it goes on. UsageFault when the videos are not those that shards were made of already. A
     dry run plans the extraction alone: which clips are usable is not known before.
     """
+    videos, shards = parse(videos), parse(shards)
     staging = shards / STAGING
-    state = building.look(shards)
-    building.check(shards, state, state.made_from or {}, overwrite=overwrite)
+    with destination.opened(shards) as target:
+        target.pull()
+        state = building.look(target.folder)
+        building.check(target.folder, state, state.made_from or {}, overwrite=overwrite)
     if overwrite:
         packed = frozenset[str]()
     else:
         packed = frozenset(key.decode() for entry in state.entries.values() for key in entry.keys.tolist())
         if state.made_from is not None:
-            _check_same(videos, shards, making.get("retry_quarantined", False))
+            _check_same(videos, shards, settings.images, making.get("retry_quarantined", False))
     made = extract.run(videos, staging, settings, overwrite=overwrite, dry_run=dry_run, packed=packed, **making)
     if dry_run:
         return made, None
-
-    def unpack(done: PlannedShard) -> None:
-        for clip in done.clips:
-            shutil.rmtree(clip_folder(staging, clip.uid), ignore_errors=True)
-
-    written = shard.run(staging, shards, overwrite=overwrite, on_recorded=unpack, **packing)
-    with locked(staging):
-        shutil.rmtree(staging / CLIPS, ignore_errors=True)
+    written = shard.run(staging, shards, overwrite=overwrite, delete_clips=True, **packing)
+    with open_home(staging) as home, home.held(None):
+        home.clips.forget()
     return made, written
 
 
-def _check_same(videos: Path, shards: Path, retry: bool) -> None:
+def _check_same(videos: Place, shards: Place, images: bool, retry: bool) -> None:
     """UsageFault unless the shards are of these very videos: clips in tars cannot be dealt out anew."""
     again = "choose another folder, or --overwrite, which makes all clips again"
-    ledger = Ledger(shards / STAGING)
-    ledger.load()
+    with open_home(shards / STAGING) as home:
+        home.pull(None)
+        ledger = Ledger(home.notes, clips=home.clips)
+        ledger.load()
     if not ledger.finished:
         raise UsageFault(f"{shards} holds shards that were made without --to-shards", again)
-    items = inputs.find(videos).items
+    items = inputs.find(videos, images).items
     changed = [item for item in items if ledger.finished.get(item.key, (-2, []))[0] != extract.size_of(item)]
     if changed:
         raise UsageFault(

@@ -4,22 +4,24 @@ Same manifest, labels and settings: same bytes.
 """
 
 import itertools
-import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from kdctool.errors import EnvironmentFault, UsageFault
-from kdctool.files import existing_parent, locked, size_text
+from kdctool.files import existing_parent, size_text
+from kdctool.places import Place, parse
 from kdctool.progress import Bar, bar, say
-from kdctool.shards import building
+from kdctool.shards import building, destination, origin
+from kdctool.shards.destination import Destination
 from kdctool.shards.entry import Entry
-from kdctool.shards.extraction import MANIFEST, Extraction, clip_files, clip_members, open_extraction
+from kdctool.shards.extraction import clip_members
 from kdctool.shards.index import Index
 from kdctool.shards.labels import LabelOptions
+from kdctool.shards.origin import Origin
 from kdctool.shards.plan import Plan, PlannedShard, Settings, make_plan
 from kdctool.shards.tar import BLOCK
 from kdctool.shards.write import Clip, write_shard
@@ -61,8 +63,8 @@ class ShardSummary:
 
 
 def run(
-    out: Path,
-    shards: Path,
+    out: str | Place,
+    shards: str | Place,
     *,
     labels: str | Path | Sequence[str | Path] | None = None,
     labels_format: str = "",
@@ -73,106 +75,116 @@ def run(
     split: str = "",
     overwrite: bool = False,
     dry_run: bool = False,
-    on_recorded: Callable[[PlannedShard], None] | None = None,
+    delete_clips: bool = False,
 ) -> ShardSummary:
     """Write the shards of an extraction folder, or what is missing of them.
 
     `labels` are label files as published, each `FILE` or `SPLIT=FILE`, or the word `folders`; `class_names` is a
     class_labels_indices.csv, `label_list` the names that may occur. Without given splits 10 % of the clips are held
-    out as `test`, unless `holdout` is off; `split` puts all clips into one split. `on_recorded` is told each shard
-    that is safe, and may delete its clips.
+    out as `test`, unless `holdout` is off; `split` puts all clips into one split. `delete_clips` deletes the clips of
+    each shard that is safe from the extraction folder.
     """
-    out, shards = Path(out), Path(shards)
-    extraction = open_extraction(out)
-    if shards.exists() and not shards.is_dir():
-        raise UsageFault(f"{shards} is not a folder", "name a new or an empty folder")
-    if shards.resolve() == out.resolve():
+    out, shards = parse(out), parse(shards)
+    if str(shards) == str(out) or (isinstance(out, Path) and isinstance(shards, Path) and _is_same(out, shards)):
         raise UsageFault(
             f"the shards cannot go into the extraction folder {out} itself", f"kdctool shard {out} shards/"
         )
     given = () if labels is None else (labels,) if isinstance(labels, str | Path) else labels
     options = LabelOptions(tuple(map(str, given)), labels_format, class_names, label_list)
-    plan = make_plan(extraction, Settings(clips_per_shard, holdout, split), options)
-    _warn(plan)
+    with origin.opened(out) as source, destination.opened(shards) as target:
+        plan = make_plan(source.extraction, Settings(clips_per_shard, holdout, split), options)
+        _warn(plan)
+        with nullcontext() if dry_run else target.held():
+            if dry_run:
+                target.pull()
+            return _run(source, target, shards, plan, overwrite, dry_run, delete_clips)
+
+
+def _is_same(out: Path, shards: Path) -> bool:
+    return shards.resolve() == out.resolve()
+
+
+def _run(
+    source: Origin,
+    target: Destination,
+    shards: Place,
+    plan: Plan,
+    overwrite: bool,
+    dry_run: bool,
+    delete_clips: bool,
+) -> ShardSummary:
     planned = {shard.name for shard in plan.shards}
-    with nullcontext() if dry_run else locked(shards):
-        state = building.look(shards)
-        building.check(shards, state, plan.made_from, overwrite=overwrite)
-        done = {} if overwrite else {name: entry for name, entry in state.entries.items() if name in planned}
-        todo = [shard for shard in plan.shards if shard.name not in done]
-        estimate = _estimated_bytes(extraction, todo)
-        if dry_run:
-            size = estimate + sum(entry.bytes for entry in done.values())
-            return _summary(plan, shards, size, len(todo), "", dry_run=True)
-        if on_recorded:
-            for shard in plan.shards:
-                if shard.name in done:
-                    on_recorded(shard)
-        if todo or not state.finished:
-            share = max((len(shard.clips) for shard in todo), default=0) if on_recorded else 0
-            needed = estimate * share // max(sum(len(shard.clips) for shard in todo), 1) if share else estimate
-            _check_space(shards, needed, state.ours - done.keys())
-            building.begin(shards, state, plan.made_from, planned, done.values())
-            done |= _write(extraction, shards, todo, on_recorded)
-        made = Index(
-            folder=shards,
-            labels=plan.labels,
-            multi_label=plan.multi_label,
-            settings=extraction.settings,
-            entries=tuple(done[shard.name] for shard in plan.shards),
-            made_from=plan.made_from,
-        )
-        if todo or not state.finished:
-            building.finish(made)
-        else:
-            building.tidy(shards)
+    state = building.look(target.folder)
+    building.check(target.folder, state, plan.made_from, overwrite=overwrite)
+    done = {} if overwrite else {name: entry for name, entry in state.entries.items() if name in planned}
+    todo = [shard for shard in plan.shards if shard.name not in done]
+    estimate = _estimated_bytes(source, todo)
+    if dry_run:
+        size = estimate + sum(entry.bytes for entry in done.values())
+        return _summary(plan, shards, size, len(todo), "", dry_run=True)
+    if delete_clips:
+        for shard in plan.shards:
+            if shard.name in done:
+                source.forget(clip.uid for clip in shard.clips)
+    is_finished = state.finished and not todo
+    if not is_finished:
+        share = max((len(shard.clips) for shard in todo), default=0) if delete_clips or target.one_by_one else 0
+        needed = estimate * share // max(sum(len(shard.clips) for shard in todo), 1) if share else estimate
+        _check_space(target, needed, state.ours - done.keys())
+        building.begin(target.folder, state, plan.made_from, planned, done.values())
+        target.begun()
+        done |= _write(source, target, todo, delete_clips)
+    made = Index(
+        folder=target.folder,
+        labels=plan.labels,
+        multi_label=plan.multi_label,
+        settings=source.extraction.settings,
+        entries=tuple(done[shard.name] for shard in plan.shards),
+        made_from=plan.made_from,
+    )
+    if is_finished:
+        building.tidy(target.folder)
+    else:
+        building.finish(made)
+        target.finished()
     return _summary(plan, shards, sum(entry.bytes for entry in made.entries), len(todo), made.digest, dry_run=False)
 
 
-def _write(
-    extraction: Extraction,
-    shards: Path,
-    todo: list[PlannedShard],
-    on_recorded: Callable[[PlannedShard], None] | None,
-) -> dict[str, Entry]:
+def _write(source: Origin, target: Destination, todo: list[PlannedShard], delete_clips: bool) -> dict[str, Entry]:
     done: dict[str, Entry] = {}
     with bar("writing shards", sum(len(shard.clips) for shard in todo)) as progress:
         for shard in todo:
-            entry = write_shard(shards / shard.name, shard.split, _samples(extraction, shard, progress))
-            building.record(shards, entry)
+            entry = write_shard(target.folder / shard.name, shard.split, _samples(source, shard, progress))
+            target.written(shard.name)
+            building.record(target.folder, entry)
+            target.recorded(shard.name)
             done[shard.name] = entry
-            if on_recorded:
-                on_recorded(shard)
+            if delete_clips:
+                source.forget(clip.uid for clip in shard.clips)
     return done
 
 
-def _samples(extraction: Extraction, shard: PlannedShard, progress: Bar) -> Iterator[Clip]:
-    """The clips of a shard; their rows are read again, so that the plan of a million clips stays small."""
-    with open(extraction.folder / MANIFEST, "rb") as manifest:
-        for clip in shard.clips:
-            manifest.seek(clip.place)
-            row = json.loads(manifest.read(clip.length))
-            yield clip.uid, clip_members(extraction.folder, row, clip.labels, clip.boxes)
-            progress.advance()
+def _samples(source: Origin, shard: PlannedShard, progress: Bar) -> Iterator[Clip]:
+    for clip, row in source.clips(shard.clips):
+        yield clip.uid, clip_members(source.extraction.folder, row, clip.labels, clip.boxes)
+        progress.advance()
 
 
-def _estimated_bytes(extraction: Extraction, todo: list[PlannedShard]) -> int:
+def _estimated_bytes(source: Origin, todo: list[PlannedShard]) -> int:
     """Bytes of the tars to write, from the files of the first clips (their order is random)."""
     count = sum(len(shard.clips) for shard in todo)
     sample = list(itertools.islice((clip for shard in todo for clip in shard.clips), _SAMPLED_CLIPS))
     size = 0
-    with open(extraction.folder / MANIFEST, "rb") as manifest:
-        for clip in sample:
-            manifest.seek(clip.place)
-            files = clip_files(extraction.folder, json.loads(manifest.read(clip.length)))
-            sizes = [path.stat().st_size for _, path in files] + [clip.length]
-            size += sum(BLOCK + -(-length // BLOCK) * BLOCK for length in sizes)
+    for clip, sizes in zip(sample, source.sizes(sample), strict=True):
+        size += sum(BLOCK + -(-length // BLOCK) * BLOCK for length in [*sizes, clip.length])
     return round(size / len(sample) * count) if sample else 0
 
 
-def _check_space(shards: Path, needed: int, replaced: frozenset[str]) -> None:
+def _check_space(target: Destination, needed: int, replaced: frozenset[str]) -> None:
     """EnvironmentFault before anything is written when the disk cannot hold the shards."""
-    sizes = [path.stat().st_size for name in replaced if (path := shards / name).is_file()]
+    shards = target.folder
+    # Of tars, not of the hollow files that stand for those of a store.
+    sizes = [512 * path.stat().st_blocks for name in replaced if (path := shards / name).is_file()]
     free = shutil.disk_usage(existing_parent(shards)).free
     if needed > free + sum(sizes):
         raise EnvironmentFault(
@@ -188,7 +200,7 @@ def _warn(plan: Plan) -> None:
         say(f"{plan.without_split} clips have no split although others have one: they go to train")
 
 
-def _summary(plan: Plan, shards: Path, size: int, written: int, digest: str, *, dry_run: bool) -> ShardSummary:
+def _summary(plan: Plan, shards: Place, size: int, written: int, digest: str, *, dry_run: bool) -> ShardSummary:
     splits: dict[str, dict[str, int]] = {}
     for shard in plan.shards:
         counts = splits.setdefault(shard.split, {"clips": 0, "shards": 0})
