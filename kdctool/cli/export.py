@@ -17,8 +17,13 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="Run or export folder; default: the newest finished run.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("export"),
     to: Annotated[
-        str, typer.Option(help="Formats, comma-separated: hf (safetensors folder), onnx (graphs).")
-    ] = "hf,onnx",
+        str,
+        typer.Option(
+            help="Formats, comma-separated: hf (safetensors folder), onnx (graphs), timm (image models: names of timm"
+            " and of OpenMMLab). Default: hf,onnx; of an image model timm.",
+            show_default=False,
+        ),
+    ] = "",
     shards: Annotated[
         Path | None, typer.Option(help="Compare on real clips of these shards; default: seeded noise.")
     ] = None,
@@ -30,7 +35,7 @@ def export(
     ] = False,
     format: Format = "human",
 ) -> None:
-    """Write a model for others: a Hugging Face style folder with a model card, and ONNX graphs.
+    """Write a model for others: a Hugging Face style folder with a model card, ONNX graphs, or a folder of timm's.
 
     Every file is compared with the model it came from before the folder appears; a difference above 1e-4 ends
     with exit code 5 and leaves nothing.
@@ -38,7 +43,7 @@ def export(
     from kdctool.files import size_text
     from kdctool.stages import export as stage
 
-    formats = tuple(name.strip() for name in to.split(",") if name.strip())
+    formats = tuple(name.strip() for name in to.split(",") if name.strip()) or None
     done = stage.run(run, out=out, to=formats, shards=shards, overwrite=overwrite, decoder=decoder)
     rows = [
         ("model", done.model),
@@ -54,5 +59,6 @@ def export(
         "differences": {check.name: {"value": check.difference, "limit": check.limit} for check in done.checks},
     }
     task = "classification" if done.kind == "finetune" else "retrieval"
-    following = f"kdctool eval {done.folder} --task {task}" if "hf" in formats else f"less {done.folder}/README.md"
+    is_ours = "kdctool.json" in done.files
+    following = f"kdctool eval {done.folder} --task {task}" if is_ours else f"less {done.folder}/README.md"
     summary("export", rows, following, payload, format)

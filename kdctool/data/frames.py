@@ -7,6 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+Box = tuple[int, int, int, int]
+"""Top, left, height and width in pixels."""
+
 
 def resize_crop(frame: np.ndarray, size: int) -> np.ndarray:
     """Short side to `size`, then the centre: uint8 (H, W, 3) -> uint8 (size, size, 3).
@@ -22,6 +25,13 @@ def resize_crop(frame: np.ndarray, size: int) -> np.ndarray:
         frame = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
     top, left = round((height - size) / 2), round((width - size) / 2)
     return np.array(frame[top : top + size, left : left + size])
+
+
+def resized(frame: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """The part `box` of a frame as a square: uint8 (H, W, 3) -> uint8 (size, size, 3)."""
+    top, left, height, width = box
+    part = frame[top : top + height, left : left + width]
+    return np.array(Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def tile(frames: Sequence[np.ndarray], size: int) -> np.ndarray:

@@ -18,7 +18,7 @@ SAMPLE_RATE = 16000
 def preprocessor(package: Package) -> dict[str, Any]:
     """Every constant between a decoded clip and the two inputs of the model."""
     model, data = package.recipe.model, package.recipe.data
-    return {
+    found = {
         "processor_class": "kdctool",
         "sampling_rate": SAMPLE_RATE,
         "audio": {
@@ -46,6 +46,7 @@ def preprocessor(package: Package) -> dict[str, Any]:
             "std": list(data.image_std),
         },
     }
+    return {key: found[key] for key in ("processor_class", "image")} if package.is_image else found
 
 
 def write(package: Package, folder: Path, files: list[str], checks: list[Check], probes: Probes) -> list[str]:
@@ -77,20 +78,29 @@ def card(package: Package, files: list[str], checks: list[Check], probes: Probes
 
 def _front_matter(package: Package) -> str:
     tags = ["audio-visual", "self-supervised", "cav-mae", package.recipe.objective.name.replace("_", "-")]
-    pipeline = "feature-extraction" if package.classifier is None else "audio-classification"
-    lines = ["library_name: kdctool", f"pipeline_tag: {pipeline}", "tags:", *(f"- {tag}" for tag in tags)]
+    pipeline, library = "audio-classification", "kdctool"
+    if package.is_image:
+        tags, pipeline, library = ["self-supervised", "vit", tags[-1]], "image-classification", "timm"
+    if package.classifier is None:
+        pipeline = "image-feature-extraction" if package.is_image else "feature-extraction"
+    lines = [f"library_name: {library}", f"pipeline_tag: {pipeline}", "tags:", *(f"- {tag}" for tag in tags)]
     return "---\n" + "\n".join(lines) + "\n---\n\n"
 
 
 def _what(package: Package) -> str:
     model = package.recipe.model
     total = sum(p.numel() for p in (package.classifier or package.encoder).parameters())
-    text = (
-        f"An audio-visual encoder ({total:,} parameters, width {model.width}, {model.depth} blocks per tower, "
-        f"{model.joint_depth} joint): {model.audio_frames / 100:g} s of sound as a log-mel filter bank of "
-        f"{model.audio_frames} x {model.mel_bins}, and one frame of {model.image_size} x {model.image_size} pixels. "
-        f"Pre-training objective: `{package.recipe.objective.name}`."
-    )
+    seen = f"one frame of {model.image_size} x {model.image_size} pixels"
+    if package.is_image:
+        arch = package.recipe.objective.distill.student.arch
+        text = f"A ViT, timm's {arch} ({total:,} parameters), that sees {seen.removeprefix('one ')}."
+    else:
+        text = (
+            f"An audio-visual encoder ({total:,} parameters, width {model.width}, {model.depth} blocks per tower, "
+            f"{model.joint_depth} joint): {model.audio_frames / 100:g} s of sound as a log-mel filter bank of "
+            f"{model.audio_frames} x {model.mel_bins}, and {seen}."
+        )
+    text += f" Pre-training objective: `{package.recipe.objective.name}`."
     if package.classifier is not None:
         kind = "several labels" if package.multi_label else "one label"
         text += (
@@ -101,6 +111,8 @@ def _what(package: Package) -> str:
 
 
 def _loading(package: Package, files: list[str]) -> str:
+    if package.is_image:
+        return _loading_image(package, files)
     parts = []
     task = "retrieval" if package.classifier is None else "classification"
     if "model.safetensors" in files:
@@ -119,6 +131,23 @@ def _loading(package: Package, files: list[str]) -> str:
             f'(embedding,) = session.run(None, {{"fbank": fbank}})  # float32 (B, T, F)\n```'
         )
     return "\n\n".join([*parts, f"Inputs are normalised as `{PREPROCESSOR}` says."])
+
+
+def _loading_image(package: Package, files: list[str]) -> str:
+    gives = "logits" if package.classifier is not None else "pooled features; .forward_features(x) gives the tokens"
+    text = (
+        '```python\nimport timm\n\nmodel = timm.create_model("local-dir:.", pretrained=True).eval()\n'
+        f"model(frame)  # (B, 3, H, W) -> {gives}\n```"
+    )
+    theirs = [name for name in files if name.endswith(".pth")]
+    if theirs:
+        text += (
+            f"\n\n{' and '.join(f'`{name}`' for name in theirs)} hold the same weights by the names of OpenMMLab: "
+            "mmpretrain.pth for `VisionTransformer` of MMPretrain and of MMDetection's ViTDet, mmseg.pth for that of "
+            "MMSegmentation (`init_cfg=dict(type='Pretrained', checkpoint=...)`). They were compared by name and shape "
+            "alone; COCO and ADE20K were not run."
+        )
+    return f"{text}\n\nInputs are normalised as `{PREPROCESSOR}` says."
 
 
 def _training(package: Package) -> str:
@@ -157,6 +186,12 @@ def _results(package: Package) -> str:
 
 def _licence(package: Package) -> str:
     init = package.recipe.model.init
+    if package.teachers:
+        told = "; ".join(f"{about['model']}: {about['licence']}" for about in package.teachers.values())
+        return (
+            f"Distilled from other weights, whose terms carry over to these: {told}. "
+            "Terms of the training data may carry over too; they are for whoever publishes this folder to state."
+        )
     if not init:
         return (
             "Trained from random weights, so no other weights' licence carries over. "

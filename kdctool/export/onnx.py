@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,7 @@ def graphs(package: Package) -> dict[str, tuple[nn.Module, tuple[str, ...], str]
         "audio.onnx": (AudioGraph(package.encoder).eval(), ("fbank",), "embedding"),
         "video.onnx": (VideoGraph(package.encoder).eval(), ("frame",), "embedding"),
     }
-    if package.classifier is not None:
+    if isinstance(package.classifier, AVClassifier):
         head = ClassifierGraph(package.classifier).eval()
         found["classifier.onnx"] = (head, head.names, "logits")
     return found
@@ -78,6 +78,8 @@ def graphs(package: Package) -> dict[str, tuple[nn.Module, tuple[str, ...], str]
 @exporters.register("onnx")
 class Onnx:
     """Writes the graphs with torch's dynamo exporter and compares each with eager under onnxruntime."""
+
+    takes: Literal["audio-visual"] = "audio-visual"
 
     def __init__(self, options: Section | None = None) -> None:
         self.options = options or Section()

@@ -154,3 +154,15 @@ def _probed(name: str) -> str:
     few = budget[0]
     how_many = f"{few[1:]} labels a class" if few.startswith("k") else f"{float(few):g} of the labels"
     return f"linear on {how_many}, {meaning}"
+
+
+def located(name: str) -> tuple[str, str]:
+    """`ciou_top50_centre` -> ('ciou_top50', 'centre'): a score, and what stood in place of the model's map."""
+    for beside in sorted(BESIDE, key=len, reverse=True):
+        if beside and name.endswith(f"_{beside}"):
+            return name.removesuffix(f"_{beside}"), beside
+    return name, ""
+
+
+def curve_title(name: str) -> str:
+    return CURVES.get(name) or title(name)

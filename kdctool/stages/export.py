@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from kdctool.data.loader import eval_batches
+from kdctool.data.whole import BOTH, whole
 from kdctool.errors import DataFault, UsageFault
 from kdctool.export import Check, Package, Probes, card, exporters, parity
 from kdctool.files import read_json
@@ -38,23 +40,28 @@ def run(
     source: Path | None = None,
     *,
     out: Path = DEFAULT,
-    to: tuple[str, ...] = ("hf", "onnx"),
+    to: tuple[str, ...] | None = None,
     shards: Path | None = None,
     overwrite: bool = False,
     decoder: bool = False,
 ) -> Exported:
     """Export the model of `source` (default: the newest finished run) to `out` in every format of `to`.
 
+    Without `to`: hf and onnx, of an image model timm.
+
     Everything is written and compared beside `out`, which then appears by rename: an export that fails leaves
     nothing. With `shards` the comparison runs on their clips, without on seeded noise. `decoder` keeps the
     pre-training decoder in the safetensors file, so that pre-training can go on from the export.
     """
     refuse_existing(out, overwrite)
-    opened = open_model(source or run_folder.newest())
+    opened = open_model(source or run_folder.newest(), images=True)
     load_plugins(opened.recipe.plugins)
+    if to is None:
+        to = ("timm",) if opened.is_image else ("hf", "onnx")
     if not to:
         raise UsageFault("no format to export to", f"--to {','.join(exporters.names())}")
     writers = {name: exporters.get(name).cls(exporters.options(name, {})) for name in dict.fromkeys(to)}
+    _check_formats(opened, writers)
     if decoder and not opened.decoder:
         raise UsageFault(f"{opened.path} has no decoder to keep", "leave --decoder out")
     package = _package(opened, decoder)
@@ -77,6 +84,20 @@ def run(
     return Exported(out, opened.said(), opened.kind, sizes, checks, probes.origin)
 
 
+def _check_formats(opened: Opened, writers: dict[str, Any]) -> None:
+    """UsageFault for a format that cannot hold this kind of model."""
+    kind = "image" if opened.is_image else "audio-visual"
+    fitting = [name for name in exporters.names() if getattr(exporters.get(name).cls, "takes", kind) == kind]
+    for name, writer in writers.items():
+        takes = getattr(writer, "takes", kind)
+        if takes != kind:
+            article = "an" if kind[0] in "ai" else "a"
+            raise UsageFault(
+                f"--to {name} is for {takes} models, {opened.path} trained {article} {kind} one",
+                f"--to {','.join(fitting)}",
+            )
+
+
 def _package(opened: Opened, decoder: bool = False) -> Package:
     found = (read_json(path) for path in sorted((opened.path / "eval").glob(f"*/{RESULTS}")))
     return Package(
@@ -92,6 +113,8 @@ def _package(opened: Opened, decoder: bool = False) -> Package:
         source_sha256=opened.weights_sha256,
         recipe_digest=recipe_digest(opened),
         data_digest=opened.data_digest,
+        clip=opened.clip,
+        teachers=opened.teachers,
         results=tuple(result for result in found if result["weights_sha256"] == opened.weights_sha256),
     )
 
@@ -102,6 +125,13 @@ def _clips(opened: Opened, shards: Path) -> Probes:
     split = index.split(opened.recipe.data.eval_split)
     if not len(split):
         raise DataFault(f"split '{split.name}' of {shards} is empty", "leave --shards out to check on seeded noise")
-    batch = next(eval_batches(index, split, opened.recipe, torch.device("cpu"), parity.CLIPS, 0, labels=False))
-    fbank, frame = batch["fbank"], batch["frame"]
-    return Probes(fbank, frame, f"{len(fbank)} clips of split '{split.name}' of the shards {index.digest[:12]}")
+    parts = ("video",) if opened.is_image else BOTH
+    first, _ = whole(split, parts)
+    device = torch.device("cpu")
+    batch = next(eval_batches(index, first, opened.recipe, device, parity.CLIPS, 0, labels=False, parts=parts))
+    frame = batch["frame"]
+    return Probes(
+        batch.get("fbank", frame.new_zeros(0)),
+        frame,
+        f"{len(frame)} clips of split '{split.name}' of the shards {index.digest[:12]}",
+    )

@@ -1,7 +1,7 @@
 """Learn representations from shards, without labels."""
 
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 
@@ -31,7 +31,7 @@ def run(
     index = shard_index.load(Path(shards or recipe.data.shards))
     parts = ("video",) if recipe.objective.student_sees_frames_alone else BOTH
     split = fitting.usable(index.split(recipe.data.train_split), parts)
-    start = {"init": weights_digest(Path(recipe.model.init))} if recipe.model.init else {}
+    start = _start(recipe)
     folder = out or run_folder.default_folder(recipe, "pretrain", start)
 
     def make(ranks: int, device: torch.device) -> fitting.Job:
@@ -70,6 +70,15 @@ def build_objective(recipe: Recipe) -> torch.nn.Module:
         assert isinstance(encoder, AVEncoder)  # The recipe refuses initial weights for others.
         start_from(Path(recipe.model.init), recipe.model, encoder, getattr(objective, "decoder", None))
     return objective
+
+
+def guard(recipe: Recipe) -> dict[str, Any]:
+    """What decides the result of `run` beside the recipe: initial weights and teachers."""
+    return {**teachers.identity_of(recipe), **_start(recipe)}
+
+
+def _start(recipe: Recipe) -> dict[str, Any]:
+    return {"init": weights_digest(Path(recipe.model.init))} if recipe.model.init else {}
 
 
 def _derived(recipe: Recipe, the_plan: fitting.Plan, shards: int) -> list[tuple[str, str]]:

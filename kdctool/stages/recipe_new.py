@@ -57,6 +57,11 @@ def run(shards: Path, name: str = "", device: str = "auto") -> NewRecipe:
 
 def size_for(index: shard_index.Index, name: str, hardware: Hardware) -> NewRecipe:
     """The largest model worth training on the clips of `index` that fits the device."""
+    if index.settings.get("images"):
+        raise DataFault(
+            f"{index.folder} holds pictures without sound, and `recipe new` writes audio-visual recipes",
+            "recipes/hybrid_clip.toml learns from pictures: kdctool recipe show recipes/hybrid_clip.toml",
+        )
     train = "train" if "train" in index.splits else max(index.splits, key=lambda split: index.splits[split], default="")
     clips = index.splits.get(train, 0)
     if clips < 4:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdctool.errors import UsageFault, VerificationFault
 from kdctool.media.settings import Settings
+from kdctool.models.image_classifier import patch_tokens
 from kdctool.stages import media_file
 from kdctool.stages.inpaint_file import Filled, inpainted
 from kdctool.stages.load import Opened, open_model
@@ -38,7 +39,10 @@ class Embedded(NamedTuple):
 
 @dataclass(frozen=True)
 class Model(Opened):
-    """An opened run or export with methods for single files; `encoder` and the rest of `Opened` are there too."""
+    """An opened run or export with methods for single files; `encoder` and the rest of `Opened` are there too.
+
+    A model that was trained on pictures takes files of pictures; what needs sound is a UsageFault for it.
+    """
 
     def settings(self, **changes: Any) -> Settings:
         """How files are cut into clips: as the shards were that the model learned from, with `changes`."""
@@ -57,13 +61,14 @@ class Model(Opened):
 
     def embed_audio(self, path: Source) -> Floats:
         """(D,) unit vector of a file's sound; the file needs no picture."""
+        self._hears()
         with _inference():
             return _vector(self.encoder.embed_audio(self._first(path, "video").heard()))
 
     def embed_video(self, path: Source) -> Floats:
         """(D,) unit vector of a file's middle frame; the file needs no sound."""
         with _inference():
-            return _vector(self.encoder.embed_video(self._first(path, "audio").middle()))
+            return _vector(self._tokens(self._first(path, "audio").middle()))
 
     def similarity(self, audio: Source, video: Source) -> float:
         """Cosine of one file's sound and another's (or the same) picture, in [-1, 1]."""
@@ -87,6 +92,7 @@ class Model(Opened):
 
     def localize(self, path: Source) -> Floats:
         """Where the sound comes from: cosine of the sound and each place of each frame, (N, rows, columns)."""
+        self._hears()
         window = self._first(path, "none")
         assert window.frames is not None
         with _inference():
@@ -107,20 +113,29 @@ class Model(Opened):
         other modality alone. UsageFault where the model was saved without its decoder, or predicts normalised
         patches and `statistics` is not "target" (then mean and spread of each patch are taken from the answer).
         """
+        self._hears()
         window = self._first(path, "none")
         return inpainted(self, window, remove, ratio, masking, statistics, Path(path).name)
 
     def _first(self, path: Source, lacking: Any) -> Window:
         return media_file.read(Path(path), self.recipe, self.settings(stride_s=None), lacking)[0]
 
+    def _hears(self) -> None:
+        if self.is_image:
+            raise UsageFault(f"{self.path} is an image model: it hears nothing", "embed_video or classify")
+
+    def _tokens(self, frame: Tensor) -> Tensor:
+        tokens: Tensor = patch_tokens(self.encoder, frame) if self.is_image else self.encoder.embed_video(frame)
+        return tokens
+
     def _embedded(self, window: Window) -> Embedded:
         audio = video = joint = None
         with _inference():
-            if window.fbank is not None:
+            if window.fbank is not None and not self.is_image:
                 audio = _vector(self.encoder.embed_audio(window.fbank))
             if window.frames is not None:
-                video = _vector(self.encoder.embed_video(window.middle()))
-            if window.fbank is not None and window.frames is not None:
+                video = _vector(self._tokens(window.middle()))
+            if audio is not None and window.frames is not None:
                 both = self.encoder(window.fbank, window.middle(), single=False).joint
                 assert both is not None
                 joint = _vector(both)
@@ -129,7 +144,7 @@ class Model(Opened):
 
 def open_for_use(path: Path) -> Model:
     """Open a run or an export as a `Model`."""
-    opened = open_model(path)
+    opened = open_model(path, images=True)
     return Model(**{field.name: getattr(opened, field.name) for field in fields(Opened)})
 
 

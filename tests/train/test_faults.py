@@ -212,7 +212,7 @@ def test_kill_9_twenty_times_costs_nothing(tiny_recipe: Recipe, tmp_path: Path) 
 
 def kill_and_compare(tiny_recipe: Recipe, tmp_path: Path, kills: int) -> None:
     recipe = tiny_recipe("training.epochs=40", "log.checkpoint_every_steps=7")
-    pretrain.run(recipes.load(recipe), out=tmp_path / "undisturbed", device_name="cpu")
+    assert finish(command(recipe, tmp_path / "undisturbed")) == 0  # With as many threads as those that are killed.
     run = tmp_path / "killed"
     chance = random.Random(kills)
     for _ in range(kills):
