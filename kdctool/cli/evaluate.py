@@ -22,8 +22,8 @@ def evaluate(
     task: Annotated[
         str,
         typer.Option(
-            help="retrieval, probe, localization, diagnose (any model), inpainting (a run), classification (a finetuned "
-            "model), or a plugin's."
+            help="retrieval, probe, localization, diagnose (any model), inpainting (a run), classification (a "
+            "finetuned model), or a plugin's."
         ),
     ] = "retrieval",
     shards: Annotated[Path | None, typer.Option(help="Folder of shards; overrides the recipe's data.shards.")] = None,
