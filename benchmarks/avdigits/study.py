@@ -59,11 +59,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise done.fault
         tables[name] = done.payload
         say((place / sweep.TABLE).read_text())
-    rows = [row for name, payload in tables.items() for row in _rows(name, payload)]
+    rows = [row for name, payload in tables.items() for row in rows_of(name, payload)]
     more = {"clips": built.clips, "gates": passed, "seconds": round(time.monotonic() - began, 1)}
     kind = "avdigits_quick" if args.quick else "avdigits_study"
     about = hardware("cuda" if args.device == "cuda" else "cpu")
-    return report(kind, about, ("torch", "numpy", "av"), rows, {}, contrasts=_contrasts(tables), **more)
+    return report(kind, about, ("torch", "numpy", "av"), rows, {}, contrasts=contrasts_of(tables), **more)
 
 
 def pass_gates(sources: Sources, out: Path, quick: bool, seed: int) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def pass_gates(sources: Sources, out: Path, quick: bool, seed: int) -> list[dict
     return told
 
 
-def _rows(study: str, payload: dict[str, Any]) -> list[Result]:
+def rows_of(study: str, payload: dict[str, Any]) -> list[Result]:
     """Every endpoint of every arm, over its seeds."""
     return [
         result(f"{study}: {arm}, {endpoint}", list(told["seeds"].values()), "as the task gives it")
@@ -97,16 +97,21 @@ def _rows(study: str, payload: dict[str, Any]) -> list[Result]:
     ]
 
 
-def _contrasts(tables: dict[str, Any]) -> dict[str, Any]:
+def contrasts_of(tables: dict[str, Any]) -> dict[str, Any]:
     return {name: {"primary": t["primary"], "secondary": t["secondary"]} for name, t in tables.items()}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every script here that runs a study asks for."""
+    parser.add_argument("--jobs", type=int, default=1, help="cells side by side")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a key of every recipe")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     build.add_arguments(parser)
-    parser.add_argument("--jobs", type=int, default=1, help="cells side by side")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a key of every recipe")
+    add_arguments(parser)
     args = parser.parse_args(arguments)
     try:
         with sweep.stopped(args.minutes):

@@ -1,5 +1,6 @@
 """From the arms of a study to whole recipes, and whether they differ in nothing but what the study declares."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,7 @@ def resolve(study: Study, overrides: list[str], best: Callable[[str], dict[str, 
 
 def as_overrides(keys: dict[str, Any]) -> list[str]:
     """Dotted keys and values as `--set` takes them."""
-    return [f"{key}={tomli_w.dumps({'value': value}).partition('=')[2].strip()}" for key, value in keys.items()]
+    return [f"{key}={_inline(value)}" for key, value in keys.items()]
 
 
 def with_length(recipe: Recipe, epochs: int, warmup: float) -> Recipe:
@@ -40,6 +41,15 @@ def with_length(recipe: Recipe, epochs: int, warmup: float) -> Recipe:
     training = recipe.training.model_copy(update={"epochs": epochs})
     optim = recipe.optim.model_copy(update={"warmup_epochs": warmup * epochs}) if warmup else recipe.optim
     return recipe.model_copy(update={"training": training, "optim": optim})
+
+
+def _inline(value: Any) -> str:
+    """A TOML value in one piece; tomli_w would write a long list of tables as [[...]], which is none."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_inline(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    return tomli_w.dumps({"value": value}).partition("=")[2].strip()
 
 
 def _load(study: Study, arm: Arm, own: dict[str, Any], overrides: list[str]) -> Recipe:

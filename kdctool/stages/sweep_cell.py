@@ -81,7 +81,7 @@ def run(plan: Plan, cell: Cell, *, device_name: str, workers: int | None) -> Rec
 def _train(plan: Plan, cell: Cell, record: Record, device_name: str, workers: int | None) -> None:
     run = plan.folder(cell) / "pretrain"
     if (run / run_folder.RUN_FILE).exists():
-        run_folder.prepare(run, cell.recipe, "pretrain", plan.data_digest, {})
+        run_folder.prepare(run, cell.recipe, "pretrain", plan.data_digest, pretrain.guard(cell.recipe))
         if _is_done(run):
             return
     from kdctool.stages.fitting import choose_device

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from kdctool.data.whole import whole
+from kdctool.data.whole import BOTH, whole
 from kdctool.errors import DataFault, UsageFault
 from kdctool.files import read_json, write_json
 from kdctool.recipe import Recipe, changed_keys, result_keys
 from kdctool.recipe.arms import resolve, with_length
+from kdctool.recipe.objective import DISTILL
 from kdctool.recipe.presets import PRESETS
 from kdctool.recipe.study import Study, load_study
 from kdctool.shards import index as shard_index
@@ -162,7 +163,7 @@ def best_of(path: Path, studies: Path) -> dict[str, Any]:
 
 def flops_per_clip(recipe: Recipe) -> float:
     """Counted FLOPs of one clip's forward and backward pass; 0 for objectives that are not ours."""
-    if recipe.objective.name not in PRESETS:
+    if recipe.objective.name not in (*PRESETS, DISTILL):
         return 0.0
     model = recipe.model.model_copy(update={"init": ""})  # No weights are needed to count.
     objective = pretrain.build_objective(recipe.model_copy(update={"model": model}))
@@ -182,7 +183,8 @@ def _planned(study: Study, recipes: dict[str, Recipe], index: shard_index.Index)
     found = []
     for arm in study.arms:
         recipe = recipes[arm.name]
-        clips = len(whole(index.split(recipe.data.train_split))[0])
+        parts = ("video",) if recipe.objective.student_sees_frames_alone else BOTH
+        clips = len(whole(index.split(recipe.data.train_split), parts)[0])
         per_epoch = clips // recipe.training.global_batch
         if not per_epoch:
             raise UsageFault(

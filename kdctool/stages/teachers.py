@@ -37,6 +37,12 @@ def identity(objective: Any) -> dict[str, Any]:
     return {"teachers": {name: teacher.about.sha256 for name, teacher in objective.teachers.by_name().items()}}
 
 
+def identity_of(recipe: Recipe) -> dict[str, Any]:
+    """What `identity` says of the objective that the recipe builds."""
+    found = open_teachers(recipe)
+    return {"teachers": {name: teacher.about.sha256 for name, teacher in found.items()}} if found else {}
+
+
 def described(objective: Any) -> dict[str, Any]:
     """What run.json says of the teachers."""
     if not isinstance(objective, HybridDistill):

@@ -177,3 +177,19 @@ def test_the_main_study_is_the_protocols() -> None:
     optim = found["A"].optim
     assert (optim.name, optim.lr, optim.weight_decay, optim.schedule) == ("adamw", 1e-3, 0.05, "cosine")
     assert found["A"].training.global_batch == 256
+
+
+def test_an_arm_may_set_a_list_of_tables_however_long(tmp_path: Path) -> None:
+    losses = [
+        {"kind": "feature", "teacher": "c", "name": "a" * 60},
+        {"kind": "relation", "teacher": "m", "rel": ["vv"]},
+    ]
+    teachers = {f"objective.distill.teachers.{name}.id": "vit_base_patch16_224" for name in "cm"}
+    arm = {"name": "B", "set": {"objective.name": "hybrid_distill", "objective.distill.losses": losses, **teachers}}
+    study = load_study(write(tmp_path, arms=[{"name": "A"}, arm], varies=["masking", "objective"]))
+    found = arms_of(study)["B"].objective.distill.losses
+    assert [(loss.kind, loss.teacher, loss.name) for loss in found] == [
+        ("feature", "c", "a" * 60),
+        ("relation", "m", ""),
+    ]
+    assert found[1].rel == ("vv",)

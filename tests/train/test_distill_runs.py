@@ -1,4 +1,4 @@
-"""Distillation on several ranks, in micro batches and resumed: the curve of one process, with teachers that stay still."""
+"""Distillation on several ranks, in micro batches and resumed: the curve of one process, whose teachers stay still."""
 
 import shutil
 from collections.abc import Callable
@@ -32,9 +32,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(
-    tiny_recipe: Callable[..., Path], tmp_path: Path, teachers: Path
-) -> Callable[[str, str], tuple[str, ...]]:
+def settings(tiny_recipe: Callable[..., Path], tmp_path: Path, teachers: Path) -> Callable[[str, str], tuple[str, ...]]:
     """What makes the tiny recipe one of distillation: `image` or `av`, with a mask."""
 
     def make(student: str, mask: str) -> tuple[str, ...]:
@@ -96,6 +94,10 @@ def test_a_distillation_on_two_ranks_gives_the_curve_of_one_process(
         else {"feature_c_audio", "feature_c_video", "relation_m_audio", "relation_m_video"}
     )
     assert_same_curve(tmp_path / "one", tmp_path / "two")
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        gradients = {name: value for name, value in one.items() if name.startswith("gradient/")}
+        assert {name: two[name] for name in gradients} == pytest.approx(gradients, rel=1e-3)
+        assert bool(gradients) == (student == "av" and one["step"] % 3 == 0)
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert a.keys() == b.keys()
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 5e-6
