@@ -8,7 +8,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopWish:
-    """Whether somebody asked the run to stop; a second Ctrl-C stops at once."""
+    """Whether somebody asked the run to stop; a second Ctrl-C stops at once.
+
+    A wish that comes while the last step ends is handed on to whoever listened before (a study of many runs).
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -19,9 +22,12 @@ class StopWish:
             self._before[number] = signal.signal(number, self._wish)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        outer = None if self.signal is None else self._before.get(self.signal)
+        if kind is None and self.signal is not None and callable(outer) and outer is not signal.default_int_handler:
+            signal.raise_signal(self.signal)
 
     def _wish(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:

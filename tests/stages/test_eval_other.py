@@ -18,7 +18,7 @@ def opened(tmp_path: Path, name: str, text: str = "") -> SimpleNamespace:
 
 def test_a_model_of_other_sizes_on_the_same_inputs_is_opened(tmp_path, monkeypatch):
     small = opened(tmp_path, "small", "[model]\nwidth = 192\nheads = 3\ndepth = 2\n")
-    monkeypatch.setattr(evaluate, "open_model", {small.path: small}.__getitem__)
+    monkeypatch.setattr(evaluate, "open_model", lambda path, images: {small.path: small}[path])
     assert evaluate._beside(opened(tmp_path, "base"), small.path) == "encoder of small"
 
 
@@ -33,6 +33,6 @@ def test_a_model_of_other_sizes_on_the_same_inputs_is_opened(tmp_path, monkeypat
 )
 def test_a_model_that_sees_other_inputs_is_refused_by_the_key_that_differs(tmp_path, monkeypatch, text, key):
     other = opened(tmp_path, "other", text)
-    monkeypatch.setattr(evaluate, "open_model", {other.path: other}.__getitem__)
+    monkeypatch.setattr(evaluate, "open_model", lambda path, images: {other.path: other}[path])
     with pytest.raises(UsageFault, match=key):
         evaluate._beside(opened(tmp_path, "base"), other.path)
