@@ -13,7 +13,8 @@ from kdctool.stages import evaluate
 def opened(tmp_path: Path, name: str, text: str = "") -> SimpleNamespace:
     path = tmp_path / f"{name}.toml"
     path.write_text(f'name = "{name}"\n{text}')
-    return SimpleNamespace(recipe=recipes.load(path), path=tmp_path / name, encoder=f"encoder of {name}")
+    model = {"path": tmp_path / name, "encoder": f"encoder of {name}", "is_image": False}
+    return SimpleNamespace(recipe=recipes.load(path), **model)
 
 
 def test_a_model_of_other_sizes_on_the_same_inputs_is_opened(tmp_path, monkeypatch):

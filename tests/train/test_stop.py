@@ -15,6 +15,14 @@ def outer(number: int, _: object) -> None:
     raise Outer(number)
 
 
+def told_in_a_loop(ends_with: Exception | None = None) -> None:
+    with StopWish() as wish:
+        signal.raise_signal(signal.SIGUSR1)
+        assert wish.asked
+        if ends_with:
+            raise ends_with
+
+
 @pytest.fixture
 def listening() -> None:
     before = signal.signal(signal.SIGUSR1, outer)
@@ -23,16 +31,13 @@ def listening() -> None:
 
 
 def test_a_wish_that_comes_with_the_last_step_is_handed_on(listening: None) -> None:
-    wish = StopWish()
-    with pytest.raises(Outer), wish:
-        signal.raise_signal(signal.SIGUSR1)
-        assert wish.asked
+    with pytest.raises(Outer):
+        told_in_a_loop()
 
 
 def test_a_wish_that_was_acted_on_is_not_told_twice(listening: None) -> None:
-    with pytest.raises(ZeroDivisionError), StopWish():
-        signal.raise_signal(signal.SIGUSR1)
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        told_in_a_loop(ZeroDivisionError())
 
 
 def test_a_run_of_its_own_ends_as_done_when_ctrl_c_comes_with_the_last_step() -> None:
