@@ -79,6 +79,12 @@ sys.exit(1 if child.returncode else 0)
 """
 
 
+@pytest.fixture(autouse=True)
+def no_python_of_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`PYTHON=... make test` hands its interpreter on, and the job file would take it."""
+    monkeypatch.delenv("PYTHON", raising=False)
+
+
 class Cluster:
     """A folder with srun, scontrol and python on PATH, and the job file."""
 
