@@ -42,21 +42,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[s3.Bucket]:
-    with pytest.MonkeyPatch.context() as monkeypatch, s3.serving(monkeypatch) as bucket:
-        yield bucket
-
-
-@pytest.fixture
-def bucket(server: s3.Bucket) -> Iterator[s3.Bucket]:
-    s3.forget()
-    for name in server.files.ls("bucket"):
-        server.files.rm(name, recursive=True)
-    yield server
-    server.fails = lambda method, path: 0
-
-
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Scratch folders lie here, and none is left."""
