@@ -242,6 +242,8 @@ def write_clip(path: Path, clip: DemoClip, seconds: float, program: str) -> None
             file.writeframes(sound.tobytes())
         picture = ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{SIZE}x{SIZE}", framerate=FRAME_RATE)
         exact: dict[str, Any] = {"fflags": "+bitexact", "flags": "+bitexact", "map_metadata": -1, "threads": 1}
+        # x264's lookahead is repeatable only with the code paths that every processor has.
+        exact["x264-params"] = "cpu-independent=1"
         graph = ffmpeg.output(
             picture,
             ffmpeg.input(f"file:{tone}"),
