@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kdctool.cli.show import Device, Format, Set, summary, table
-from kdctool.errors import UsageFault
+from kdctool.errors import UsageFault, quoted
 
 
 def register(app: typer.Typer) -> None:
@@ -57,7 +57,8 @@ def sweep(
 
     Seeds pair the arms. Typed again, it goes on with the cells that are not done.
     """
-    from kdctool.recipe.study import grid_study, load_study
+    from kdctool.recipe.study import load_study
+    from kdctool.recipe.study_grid import grid_study
 
     if grid:
         asked = grid_study(study, grid, seeds or 1, task or ["retrieval"], endpoint)
@@ -94,7 +95,9 @@ def sweep(
         places = [("study", str(done.out)), *(("plot", str(path)) for path in done.plots)]
         missing = sum(state != "done" for state in done.states.values())
         again = (
-            f"the same command runs the {missing} cells that are not done" if missing else f"cat {done.out}/table.md"
+            f"the same command runs the {missing} cells that are not done"
+            if missing
+            else f"cat {quoted(done.out / 'table.md')}"
         )
         summary("sweep: plan" if dry_run else "sweep", places, again, {}, format)
     if done.fault is not None:

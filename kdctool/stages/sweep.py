@@ -17,10 +17,11 @@ from kdctool.errors import Interrupted, KdctoolError, UsageFault
 from kdctool.files import write_bytes, write_json
 from kdctool.progress import bar, say
 from kdctool.recipe.study import Study
-from kdctool.stages import sweep_cell, sweep_jobs, sweep_plan, sweep_table
+from kdctool.stages import sweep_cell, sweep_jobs, sweep_notes, sweep_plan, sweep_table
+from kdctool.stages.sweep_best import RESULTS
 from kdctool.stages.sweep_cell import Record
-from kdctool.stages.sweep_plan import RESULTS, Cell, Plan
-from kdctool.stages.sweep_table import Section
+from kdctool.stages.sweep_plan import Cell, Plan
+from kdctool.stages.sweep_values import Section, flops_of
 
 AGAIN = "the same command goes on where it stopped"
 TABLE = "table.md"
@@ -168,10 +169,7 @@ def _fault(plan: Plan, records: dict[str, Record]) -> KdctoolError | None:
 def _planned(plan: Plan, cells: list[Cell]) -> Swept:
     records = {cell.name: sweep_cell.look(plan, cell) for cell in plan.cells}
     states = {name: record.state for name, record in records.items()}
-    rows = [
-        [arm.name, arm.title, str(arm.steps), f"{arm.flops_per_clip / 1e9:.3f}", f"{arm.flops / 1e15:.3f}"]
-        for arm in plan.arms
-    ]
+    rows = [[arm.name, arm.title, str(arm.steps), *flops_of(arm)] for arm in plan.arms]
     tables = [Section("arms", ["arm", "what it is", "steps", "GFLOP per clip", "PFLOP"], rows)]
     tables.append(Section("cells", ["cell", "state"], [[cell.name, states[cell.name]] for cell in cells]))
     payload = {
@@ -181,4 +179,4 @@ def _planned(plan: Plan, cells: list[Cell]) -> Swept:
         "steps": {arm.name: arm.steps for arm in plan.arms},
         "flops": {arm.name: arm.flops for arm in plan.arms},
     }
-    return Swept(plan.out, tables, sweep_table.flops_note(plan), payload, states, [], None)
+    return Swept(plan.out, tables, sweep_notes.flops_note(plan), payload, states, [], None)

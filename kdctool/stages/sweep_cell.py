@@ -9,15 +9,16 @@ from pathlib import Path
 from kdctool.errors import Interrupted, KdctoolError, UsageFault
 from kdctool.files import InUse, digest, locked, read_json, write_json
 from kdctool.progress import say
-from kdctool.recipe.arms import as_overrides
-from kdctool.recipe.study import Evaluation
-from kdctool.recipe.write import flat
-from kdctool.stages import evaluate, finetune, pretrain, run_folder
-from kdctool.stages.sweep_plan import Cell, Plan
+from kdctool.recipe.study_parts import Evaluation
+from kdctool.stages import evaluate, finetune, pretrain, run_folder, untrained
+from kdctool.stages.fitting import How, choose_device
+from kdctool.stages.sweep_plan import Cell, Plan, finetuning
 from kdctool.tasks import tasks
 from kdctool.train.log import STATUS
 
 CELL, LOCK = "cell.json", ".cell-lock"
+UNTRAINED = "untrained"
+"""The run that a reference begins with; the encoder of an arm that is not trained is measured there."""
 
 
 @dataclass
@@ -47,7 +48,7 @@ def look(plan: Plan, cell: Cell) -> Record:
     record = Record(**read_json(path))
     if record.state == "running" and not _is_held(path.parent):
         record.state, record.cause = "interrupted", "its process was killed"
-    if record.state == "done" and any(record.measured.get(key) != asked for key, asked in _asked(plan).items()):
+    if record.state == "done" and any(record.measured.get(key) != asked for key, asked in questions(plan).items()):
         record.state, record.cause = "interrupted", "evaluations were added or changed"
     return record
 
@@ -63,9 +64,10 @@ def run(plan: Plan, cell: Cell, *, device_name: str, workers: int | None) -> Rec
         _write(folder, record)
         say(f"--- cell {cell.name}: {cell.arm.steps} steps")
         try:
-            _train(plan, cell, record, device_name, workers)
+            how = How(device_name=device_name, workers=workers)
+            _train(plan, cell, record, how)
             for item in plan.study.evaluations:
-                _measure(plan, cell, item, record, device_name, workers)
+                _measure(plan, cell, item, record, how)
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             record.state = "interrupted" if stopped else "failed"
@@ -78,42 +80,58 @@ def run(plan: Plan, cell: Cell, *, device_name: str, workers: int | None) -> Rec
     return record
 
 
-def _train(plan: Plan, cell: Cell, record: Record, device_name: str, workers: int | None) -> None:
-    run = plan.folder(cell) / "pretrain"
-    if (run / run_folder.RUN_FILE).exists():
+def source(plan: Plan, cell: Cell) -> Path:
+    """The run whose encoder is measured."""
+    return plan.folder(cell) / {"none": UNTRAINED}.get(cell.arm.training, cell.arm.training)
+
+
+def _train(plan: Plan, cell: Cell, record: Record, how: How) -> None:
+    run, untrained_run = source(plan, cell), plan.folder(cell) / UNTRAINED
+    if cell.arm.is_reference:
+        untrained.run(cell.recipe, shards=plan.shards, out=untrained_run)
+    elif (run / run_folder.RUN_FILE).exists():
         run_folder.prepare(run, cell.recipe, "pretrain", plan.data_digest, pretrain.guard(cell.recipe))
         if _is_done(run):
             return
-    from kdctool.stages.fitting import choose_device
+    record.device = str(choose_device(how["device_name"]))
+    if cell.supervision is not None:
+        with _timed(record, "supervised"):
+            finetune.run(untrained_run, recipe=cell.supervision, shards=plan.shards, out=run, **how)
+    elif not cell.arm.is_reference:
+        with _timed(record, "pretrain"):
+            pretrain.run(cell.recipe, shards=plan.shards, out=run, **how)
 
-    record.device = str(choose_device(device_name))
-    with _timed(record, "pretrain"):
-        pretrain.run(cell.recipe, shards=plan.shards, out=run, device_name=device_name, workers=workers)
 
-
-def _measure(plan: Plan, cell: Cell, item: Evaluation, record: Record, device_name: str, workers: int | None) -> None:
-    asked = _asked(plan)[item.key]
+def _measure(plan: Plan, cell: Cell, item: Evaluation, record: Record, how: How) -> None:
+    asked = questions(plan)[item.key]
     if record.measured.get(item.key) == asked:
         return
-    folder = plan.folder(cell)
-    source = folder / "pretrain"
+    folder, model = plan.folder(cell), source(plan, cell)
+    if why := cell.arm.lacks(item.task):
+        record.measured[item.key] = asked
+        say(f"{item.key}: {why}; the table shows a dash")
+        _write(folder, record)
+        return
     if tasks.get(item.task).cls.wants == "classifier":
-        source = folder / f"finetune-{item.key}"
-        _finetune(plan, cell, item, source, record, device_name, workers)
+        run = folder / f"finetune-{item.key}"
+        # Typed again, a finished run ends at once; and one with other settings is refused.
+        with _timed(record, "finetune"):
+            finetune.run(model, recipe=finetuning(cell.recipe, item), shards=plan.shards, out=run, **how)
+        model = run
     with _timed(record, "evaluate"):
         done = evaluate.run(
-            source,
+            model,
             task=item.task,
             shards=plan.shards,
             split=item.split,
-            device_name=device_name,
             batch_size=item.batch_size,
-            workers=workers,
             out=folder / "eval" / item.key,
             options=item.options_on(plan.shards),
+            device_name=how["device_name"],
+            workers=how["workers"],
         )
     metrics = done.payload["metrics"]
-    for endpoint in plan.study.endpoints:
+    for endpoint in plan.study.read:
         metric = endpoint.partition("/")[2]
         if item in plan.study.measured_by(endpoint) and metric not in metrics:
             raise UsageFault(f"endpoint {endpoint}: {item.task} gives no {metric}", f"it gives: {', '.join(metrics)}")
@@ -122,22 +140,7 @@ def _measure(plan: Plan, cell: Cell, item: Evaluation, record: Record, device_na
     _write(folder, record)
 
 
-def _finetune(
-    plan: Plan, cell: Cell, item: Evaluation, run: Path, record: Record, device_name: str, workers: int | None
-) -> None:
-    # Typed again, a finished run ends at once; and one with other settings is refused.
-    with _timed(record, "finetune"):
-        finetune.run(
-            plan.folder(cell) / "pretrain",
-            overrides=as_overrides(dict(flat(item.set))),
-            shards=plan.shards,
-            out=run,
-            device_name=device_name,
-            workers=workers,
-        )
-
-
-def _asked(plan: Plan) -> dict[str, str]:
+def questions(plan: Plan) -> dict[str, str]:
     """Evaluation -> digest of all that decides its numbers."""
     return {
         item.key: digest(item.model_dump(mode="json", exclude={"name", "batch_size"}))

@@ -8,7 +8,7 @@ import numpy as np
 
 from kdctool.errors import DataFault
 from kdctool.media import names
-from kdctool.recipe.study import Clusters
+from kdctool.recipe.study_parts import Clusters
 from kdctool.stages.evaluate import PER_CLIP
 from kdctool.stages.sweep_plan import Cell, Plan
 from kdctool.tasks import contrasts

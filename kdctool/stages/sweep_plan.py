@@ -1,43 +1,26 @@
 """What a study will run: whole recipes with lengths and FLOPs, its cells, and the protocol that guards a resume."""
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from kdctool.data.whole import BOTH, whole
+from kdctool import recipe as recipes
 from kdctool.errors import DataFault, UsageFault
 from kdctool.files import read_json, write_json
 from kdctool.recipe import Recipe, changed_keys, result_keys
-from kdctool.recipe.arms import resolve, with_length
-from kdctool.recipe.objective import DISTILL
-from kdctool.recipe.presets import PRESETS
-from kdctool.recipe.study import Study, load_study
+from kdctool.recipe.arms import as_overrides, define
+from kdctool.recipe.study import Study
+from kdctool.recipe.study_parts import Evaluation
+from kdctool.recipe.write import flat
 from kdctool.shards import index as shard_index
-from kdctool.stages import pretrain
 from kdctool.stages.evaluate import make_task
-from kdctool.train.flops import per_clip
+from kdctool.stages.sweep_arms import PlannedArm, plan_arms
+from kdctool.stages.sweep_best import best_of, refuse_circles
+from kdctool.tasks import tasks
 
 STUDIES = Path("studies")
-PROTOCOL, RESULTS = "protocol.json", "results.json"
-
-
-@dataclass(frozen=True)
-class PlannedArm:
-    """One arm as it will be trained, whatever the seed."""
-
-    name: str
-    title: str
-    recipe: Recipe
-    steps: int
-    flops_per_clip: float
-    """Forward and backward, counted; 0 for an objective of a plugin."""
-
-    @property
-    def flops(self) -> float:
-        """Of the whole pre-training."""
-        return self.flops_per_clip * self.recipe.training.global_batch * self.steps
+PROTOCOL = "protocol.json"
 
 
 @dataclass(frozen=True)
@@ -55,6 +38,12 @@ class Cell:
     def recipe(self) -> Recipe:
         return self.arm.recipe.model_copy(update={"seed": self.seed})
 
+    @property
+    def supervision(self) -> Recipe | None:
+        """Of the training with labels that this cell is; None for any other."""
+        of = self.arm.supervision
+        return of and of.model_copy(update={"seed": self.seed})
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -68,6 +57,8 @@ class Plan:
     out: Path
     chosen: tuple[str, ...]
     """Arms that are run; the others may be there already."""
+    taken_over: dict[str, str] = field(default_factory=dict)
+    """Arm, or nothing for all of them -> the arm of another study that was taken over, in words."""
 
     @property
     def cells(self) -> list[Cell]:
@@ -89,6 +80,7 @@ class Plan:
         for arm in self.arms:
             own = {key: value for key, value in result_keys(arm.recipe).items() if key != "seed"}
             keys.update({f"arms.{arm.name}.{key}": value for key, value in own.items()})
+            keys.update(_reference_keys(arm))
         for item in study.evaluations:
             about = item.model_dump(mode="json", exclude={"name", "batch_size"})
             keys.update({f"evaluations.{item.key}.{key}": value for key, value in about.items()})
@@ -97,6 +89,11 @@ class Plan:
             keys.update({f"{name}.{key}": value for key, value in section.items()})
         keys["equivalence"] = study.equivalence
         keys["clusters"] = study.clusters.model_dump(mode="json") if study.clusters else None
+        # Only where there are any: studies that were begun before these keys existed go on.
+        about = study.references.model_dump(mode="json") if study.references else {}
+        keys.update({f"references.{key}": value for key, value in about.items()})
+        for curve in study.curves:
+            keys[f"curves.{curve.name}"] = [list(point) for point in curve.points]
         return keys
 
 
@@ -105,22 +102,27 @@ def make_plan(
 ) -> Plan:
     """Resolve the study on its shards. `arms` and `seeds` (the first so many) run a part of it."""
     folder = out or STUDIES / study.name
-    recipes = resolve(study, overrides, lambda path: best_of(Path(path), folder.parent))
-    if strange := sorted(set(arms) - recipes.keys()):
-        raise UsageFault(f"no arm is called {', '.join(strange)}", f"there are: {', '.join(recipes)}")
-    first = next(iter(recipes.values()))
-    place = Path(shards or first.data.shards)
+    refuse_circles(study)
+    best = functools.cache(lambda path: best_of(Path(path), folder.parent))
+    defined = define(study, overrides, best)
+    if strange := sorted(set(arms) - defined.keys()):
+        raise UsageFault(f"no arm is called {', '.join(strange)}", f"there are: {', '.join(defined)}")
+    place = Path(shards or defined[study.arms[0].name].recipe.data.shards)
     index = shard_index.load(place)
-    for item in study.evaluations:  # A name that is not known ends it here, not at the end of the first cell.
+    for item in study.evaluations:  # What is not known ends it here, not at the end of the first cell.
         make_task(item.task, item.options_on(place))
         index.split(item.split)
+        for definition in defined.values() if item.set else ():
+            finetuning(definition.recipe, item)
     if study.clusters and not (place / study.clusters.file).is_file():
         raise DataFault(f"clusters.file = {place / study.clusters.file} does not exist", "it is relative to the shards")
-    planned = _planned(study, recipes, index)
+    planned = plan_arms(study, defined, index)
     if seeds is not None and seeds > len(study.seeds):
         raise UsageFault(f"the study has {len(study.seeds)} seeds, not {seeds}", "add seeds to the study file")
-    chosen = tuple(arms) or tuple(recipes)
-    return Plan(study, tuple(planned), study.seeds[:seeds], place, index.digest, folder, chosen)
+    chosen = tuple(arms) or tuple(defined)
+    taken = {"": str(best(study.best_of))} if study.best_of else {}
+    taken |= {name: str(definition.took) for name, definition in defined.items() if definition.took}
+    return Plan(study, tuple(planned), study.seeds[:seeds], place, index.digest, folder, chosen, taken)
 
 
 def guard(plan: Plan, amend: str) -> list[dict[str, Any]]:
@@ -130,7 +132,7 @@ def guard(plan: Plan, amend: str) -> list[dict[str, Any]]:
     """
     path, now = plan.out / PROTOCOL, plan.record()
     if not path.exists():
-        write_json(path, {"study": plan.study.name, "keys": now, "amendments": []})
+        _write(plan, now, [])
         return []
     before = read_json(path)
     amendments: list[dict[str, Any]] = before["amendments"]
@@ -144,57 +146,30 @@ def guard(plan: Plan, amend: str) -> list[dict[str, Any]]:
         )
     if changes:
         amendments = [*amendments, {"reason": amend, "changes": changes}]
-        write_json(path, {"study": plan.study.name, "keys": now, "amendments": amendments})
+        _write(plan, now, amendments)
     return amendments
 
 
-def best_of(path: Path, studies: Path) -> dict[str, Any]:
-    """What the best arm of another study sets; UsageFault where that study has no results yet."""
-    other = load_study(path)
-    results = studies / other.name / RESULTS
-    found = read_json(results).get("best") if results.exists() else None
-    if not found:
+def _write(plan: Plan, keys: dict[str, Any], amendments: list[dict[str, Any]]) -> None:
+    about = {"study": plan.study.name, "keys": keys, "taken_over": plan.taken_over, "amendments": amendments}
+    write_json(plan.out / PROTOCOL, about)
+
+
+def finetuning(recipe: Recipe, item: Evaluation) -> Recipe:
+    """The recipe of the finetuning before an evaluation: the same for a supervised arm as for the others."""
+    if item.set and tasks.get(item.task).cls.wants != "classifier":
         raise UsageFault(
-            f"an arm takes over the best of study {other.name}, which has no results in {results.parent}",
-            f"kdctool sweep {path} --out {results.parent}",
+            f"evaluation {item.key} sets {', '.join(dict(flat(item.set)))}, but no finetuning precedes {item.task}",
+            'use task = "classification", or leave `set` out',
         )
-    return dict(found["set"])
+    return recipes.loads(recipes.to_toml(recipe), as_overrides(dict(flat(item.set))), f"evaluation {item.key}")
 
 
-def flops_per_clip(recipe: Recipe) -> float:
-    """Counted FLOPs of one clip's forward and backward pass; 0 for objectives that are not ours."""
-    if recipe.objective.name not in (*PRESETS, DISTILL):
-        return 0.0
-    model = recipe.model.model_copy(update={"init": ""})  # No weights are needed to count.
-    objective = pretrain.build_objective(recipe.model_copy(update={"model": model}))
-    side = model.image_size
-    with torch.random.fork_rng(devices=[]):
-        return per_clip(objective, {"fbank": (model.audio_frames, model.mel_bins), "frame": (3, side, side)})
-
-
-def _planned(study: Study, recipes: dict[str, Recipe], index: shard_index.Index) -> list[PlannedArm]:
-    flops = {name: flops_per_clip(recipe) for name, recipe in recipes.items()}
-    lengths = {arm.name: arm.length for arm in study.arms}
-    for arm in study.arms:
-        if arm.flops_of:
-            if not flops[arm.name] or not flops[arm.flops_of]:
-                raise UsageFault(f"arm {arm.name}: the FLOPs of a plugin's objective cannot be counted", "set `length`")
-            lengths[arm.name] = lengths[arm.flops_of] * flops[arm.flops_of] / flops[arm.name]
-    found = []
-    for arm in study.arms:
-        recipe = recipes[arm.name]
-        parts = ("video",) if recipe.objective.student_sees_frames_alone else BOTH
-        clips = len(whole(index.split(recipe.data.train_split), parts)[0])
-        per_epoch = clips // recipe.training.global_batch
-        if not per_epoch:
-            raise UsageFault(
-                f"arm {arm.name}: {clips} training clips are fewer than one batch of {recipe.training.global_batch}",
-                f"--set training.global_batch={max(1, clips // 2)}",
-            )
-        wanted = study.steps / per_epoch if study.steps else recipe.training.epochs
-        epochs = max(1, round(wanted * lengths[arm.name]))
-        if study.steps or epochs != recipe.training.epochs:
-            share = study.warmup or recipe.optim.warmup_epochs / recipe.training.epochs
-            recipe = with_length(recipe, epochs, share)
-        found.append(PlannedArm(arm.name, arm.title, recipe, epochs * per_epoch, flops[arm.name]))
-    return found
+def _reference_keys(arm: PlannedArm) -> dict[str, Any]:
+    """What decides a reference beside its recipe."""
+    if not arm.is_reference:
+        return {}
+    about = {"reference": arm.training}
+    if arm.supervision is not None:
+        about |= {f"supervised.{key}": value for key, value in result_keys(arm.supervision, ("finetune",)).items()}
+    return {f"arms.{arm.name}.{key}": value for key, value in about.items()}

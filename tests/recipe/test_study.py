@@ -1,16 +1,19 @@
 """Study files: what they hold, how arms become recipes, and what is refused before anything runs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
+from sweep_studies import a_best, first_arm
 
 from kdctool import recipe as recipes
 from kdctool.errors import UsageFault
-from kdctool.recipe.arms import resolve, with_length
+from kdctool.recipe.arms import Best, resolve, with_length
 from kdctool.recipe.load import SHIPPED
-from kdctool.recipe.study import Study, grid_study, load_study
+from kdctool.recipe.study import Study, load_study
+from kdctool.recipe.study_grid import grid_study
 
 BASE = 'name = "base"\n[objective]\nname = "kdc_mae"\n'
 
@@ -34,7 +37,7 @@ def write(folder: Path, **more: Any) -> Path:
 
 
 def arms_of(study: Study, *overrides: str) -> dict[str, recipes.Recipe]:
-    return resolve(study, list(overrides), lambda _: {})
+    return resolve(study, list(overrides), first_arm)
 
 
 def test_an_arm_is_the_recipe_with_what_it_sets(tmp_path: Path) -> None:
@@ -76,9 +79,9 @@ def test_an_arm_takes_over_what_the_best_of_another_study_sets(tmp_path: Path) -
     study = load_study(write(tmp_path, arms=[{"name": "A"}, {"name": "B", "best_of": "tune.toml"}]))
     asked: list[str] = []
 
-    def best(path: str) -> dict[str, Any]:
+    def best(path: str) -> Best:
         asked.append(path)
-        return {"objective.self_distillation.weight": 100.0}
+        return a_best(tmp_path / "base.toml", {"objective.self_distillation.weight": 100.0})
 
     assert resolve(study, [], best)["B"].objective.self_distillation.weight == 100.0
     assert asked == [str(tmp_path / "tune.toml")]
@@ -155,16 +158,20 @@ def test_warm_up_keeps_its_share_of_another_length() -> None:
 def test_every_shipped_study_resolves_to_arms_that_differ_only_as_declared(path: Path) -> None:
     study = load_study(path)
     assert study.name == path.stem
-    chosen = {"objective.self_distillation.weight": 100.0, "objective.self_distillation.distribution": "softmax"}
-    found = resolve(study, [], lambda _: chosen)
-    assert list(found) == [arm.name for arm in study.arms]
+    assert list(resolve(study, [], first_arm)) == [arm.name for arm in study.arms]
 
 
 def test_the_main_study_is_the_protocols() -> None:
     study = load_study(SHIPPED / "studies" / "avdigits.toml")
     assert len(study.seeds) == 5
     assert set(study.primary.contrasts) == {("D", "C"), ("E", "C"), ("E", "B")}
-    found = resolve(study, [], lambda _: {"objective.self_distillation.weight": 100.0})
+
+    def best(path: str) -> Best:
+        found = first_arm(path)
+        tuned = {"objective.self_distillation.weight": 100.0} if found.study == "avdigits_tune" else {}
+        return replace(found, set={**found.set, **tuned})
+
+    found = resolve(study, [], best)
     models = {arm.model for arm in found.values()}
     assert len(models) == 1
     model = models.pop()

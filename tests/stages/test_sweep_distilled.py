@@ -14,7 +14,8 @@ from training_runs import weights
 from kdctool import recipe as recipes
 from kdctool.errors import UsageFault
 from kdctool.files import read_json, sha256_file
-from kdctool.recipe.study import Study, grid_study
+from kdctool.recipe.study import Study
+from kdctool.recipe.study_grid import grid_study
 from kdctool.stages import pretrain
 
 DISTILLED = {

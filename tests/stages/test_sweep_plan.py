@@ -10,7 +10,8 @@ from sweep_studies import TWO_VIEWS, a_study, run, written
 from kdctool.cli import run as command
 from kdctool.cli.sweep import for_one_cell
 from kdctool.errors import DataFault, UsageFault
-from kdctool.recipe.study import Evaluation, Study
+from kdctool.recipe.study import Study
+from kdctool.recipe.study_parts import Evaluation
 from kdctool.seeds import fold
 from kdctool.stages import pretrain, sweep_plan
 
@@ -88,6 +89,14 @@ def test_bad_names_end_it_before_anything_is_written(one_view: Path, tmp_path: P
     for more, said in (
         ({"evaluations": [{"task": "retreival", "name": "retrieval-test"}]}, "no task is called 'retreival'"),
         ({"evaluations": [{"task": "retrieval", "name": "retrieval-test", "options": {"x": 1}}]}, "option x"),
+        (
+            {"evaluations": [{"task": "retrieval", "set": {"finetune.per_class": 1}}]},
+            "no finetuning precedes retrieval",
+        ),
+        (
+            {"evaluations": [{"task": "classification", "name": "retrieval-test", "set": {"finetune.per_clas": 1}}]},
+            r"unknown key finetune\.per_clas",
+        ),
     ):
         with pytest.raises(UsageFault, match=said):
             run(a_study(one_view, **more), tmp_path / "s")
@@ -120,25 +129,6 @@ def test_an_arm_can_be_as_long_as_costs_what_another_costs(one_view: Path, tmp_p
     found = plan(a_study(one_view, arms=arms, steps=300), tmp_path / "s")
     assert found.arms[0].steps > 1.5 * found.arms[1].steps
     assert found.arms[0].flops == pytest.approx(found.arms[1].flops, rel=0.02)
-
-
-def test_the_best_of_a_study_without_results_is_asked_for(one_view: Path, tmp_path: Path) -> None:
-    tune = tmp_path / "tune.toml"
-    tune.write_text(
-        f'name = "tune"\nrecipe = "{one_view}"\n'
-        '[[arms]]\nname = "low"\nset = { optim.lr = 1e-4 }\n[[arms]]\nname = "high"\nset = { optim.lr = 5e-3 }\n'
-        '[[evaluations]]\ntask = "retrieval"\n[primary]\nendpoint = "retrieval-test/a2v_r5"\n'
-    )
-    study = a_study(one_view, arms=[{"name": "A"}, {"name": "B", "best_of": str(tune)}])
-    with pytest.raises(UsageFault, match="takes over the best of study tune") as fault:
-        plan(study, tmp_path / "all" / "small")
-    assert f"kdctool sweep {tune}" in fault.value.next_step
-    assert (
-        command(["sweep", str(tune), "--out", str(tmp_path / "all" / "tune"), "--device", "cpu", "--workers", "0"]) == 0
-    )
-    best = json.loads((tmp_path / "all" / "tune" / "results.json").read_text())["best"]
-    found = plan(study, tmp_path / "all" / "small")
-    assert found.arms[1].recipe.optim.lr == best["set"]["optim.lr"]
 
 
 def test_seeds_pair_the_arms_same_weights_same_order_same_base_masks(one_view: Path, tmp_path: Path) -> None:
