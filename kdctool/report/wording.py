@@ -120,7 +120,7 @@ def task_title(task: str) -> str:
 def metric_meaning(task: str, name: str) -> str:
     """A metric in words; empty where only its name is known."""
     if task == "retrieval":
-        return f"{_WAYS[name[:3]]}, {_RETRIEVED[name[4:]]}" if name[:3] in _WAYS and name[4:] in _RETRIEVED else ""
+        return _retrieved(name[:3], name[4:])
     if task == "localization":
         score, beside = located(name)
         words = [_LOCATED.get(score, ""), BESIDE[beside]]
@@ -139,6 +139,12 @@ def metric_meaning(task: str, name: str) -> str:
     return METRICS.get(name, "") if task == "classification" else ""
 
 
+def _retrieved(way: str, name: str) -> str:
+    shared = name.removeprefix("precision_")
+    meaning = f"the first answer has the query's {shared}" if shared != name else _RETRIEVED.get(name, "")
+    return f"{_WAYS[way]}, {meaning}" if way in _WAYS and meaning else ""
+
+
 def _probed(name: str) -> str:
     """linear_k10_top1 -> what learned, from how many labels, and what counts."""
     learner, *budget = name.split("_")
@@ -152,7 +158,8 @@ def _probed(name: str) -> str:
     if not budget:
         return f"linear on all labels, {meaning}"
     few = budget[0]
-    how_many = f"{few[1:]} labels a class" if few.startswith("k") else f"{float(few):g} of the labels"
+    share = few.removeprefix("share")
+    how_many = f"{few[1:]} labels a class" if few.startswith("k") else f"{float(share):g} of the labels"
     return f"linear on {how_many}, {meaning}"
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kdctool.data.labels import ClipLabels
 from kdctool.errors import UsageFault
-from kdctool.seeds import fold
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,15 @@ class Budget:
     def draw(self, target: NDArray[np.bool_], uids: Sequence[str], draw: int) -> NDArray[np.int64]:
         """Rising places of the clips of draw number `draw`; target (N, classes).
 
-        A function of the uids, not of their order. Smaller budgets of the same draw are parts of larger ones.
-        A class with fewer clips gives all it has; a clip drawn for one class shows all its labels.
+        The clips that finetuning with this budget learns from when its seed is `draw`: a function of the uids, not of
+        their order, and a smaller budget is part of a larger one. A class with fewer clips gives all it has; a clip
+        drawn for one class shows all its labels.
         """
         if self.is_all:
             return np.arange(len(uids))
-        order = np.argsort(np.asarray(uids), kind="stable")
-        order = order[np.random.default_rng(fold(0, "label draw", draw)).permutation(len(order))]
-        chosen = np.zeros(len(uids), dtype=bool)
-        for hits in target.T:
-            of_class = order[hits[order]]
-            most = self.per_class or max(1, round(self.share * len(of_class)))
-            chosen[of_class[:most]] = True
-        return np.flatnonzero(chosen)
+        clip, label = np.nonzero(target)
+        labels = ClipLabels(clip, label, *target.shape)
+        return np.flatnonzero(labels.few(list(uids), draw, self.per_class, self.share))
 
 
 def budgets(text: str) -> tuple[Budget, ...]:

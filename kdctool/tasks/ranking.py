@@ -1,4 +1,4 @@
-"""Every query against its gallery, in blocks of rows: rank of the partner, labels of the best, the best five."""
+"""Every query against its gallery, in blocks of rows: rank of the partner, marks of the best, the best five."""
 
 from dataclasses import dataclass, field
 
@@ -20,10 +20,11 @@ class Ranking:
     places: Places
     candidates: NDArray[np.int64]
     """(Q,) gallery items that the query was ranked against, the right one among them."""
-    precision: Floats
-    """(Q,) share of the best-scored candidates that have a label of the query; NaN without labels."""
-    precision_chance: Floats
-    """(Q,) the same over all candidates."""
+    precision: dict[str, Floats]
+    """Kind of mark -> (Q,) share of the best-scored candidates that share a mark with the query; NaN for a query that
+    has none."""
+    precision_chance: dict[str, Floats]
+    """The same over all candidates."""
     top: NDArray[np.int64]
     """(S, 5) best candidates of the shown queries, -1 where there are fewer; equals in the order of the gallery."""
     score: Floats
@@ -36,8 +37,8 @@ class Known:
 
     groups: NDArray[np.int64] | None = None
     """(N,) clips of one group are no candidates for each other; None: every clip is one."""
-    labels: NDArray[np.float32] | None = None
-    """(N, classes) 1 where the clip has the label; None: no precision."""
+    marks: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Kind of mark (label, speaker) -> (N, values) 1 where the clip has the value: precision is counted by each."""
     shown: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """(S,) rising: queries whose best candidates are kept."""
 
@@ -46,12 +47,15 @@ def rank_all(queries: Floats, gallery: Floats, known: Known) -> Ranking:
     """Rank of gallery item i for query i by dot product; both (N, D)."""
     blocks = [_block(queries, gallery, known, first) for first in range(0, len(queries), ROWS)]
     joined = {
-        name: np.concatenate([getattr(block, name) for block in blocks])
-        for name in ("candidates", "precision", "precision_chance", "top", "score")
+        name: np.concatenate([getattr(block, name) for block in blocks]) for name in ("candidates", "top", "score")
     }
+    precision, chance = (
+        {kind: np.concatenate([getattr(block, name)[kind] for block in blocks]) for kind in known.marks}
+        for name in ("precision", "precision_chance")
+    )
     greater = np.concatenate([block.places.greater for block in blocks])
     equal = np.concatenate([block.places.equal for block in blocks])
-    return Ranking(Places(greater, equal), **joined)
+    return Ranking(Places(greater, equal), precision=precision, precision_chance=chance, **joined)
 
 
 def _block(queries: Floats, gallery: Floats, known: Known, first: int) -> Ranking:
@@ -63,22 +67,20 @@ def _block(queries: Floats, gallery: Floats, known: Known, first: int) -> Rankin
         excluded[np.arange(len(rows)), rows] = False
     found = places(similarity, rows, TOLERANCE, excluded)
     candidate = np.where(excluded, -np.inf, similarity)
-    precision, chance = _precision(candidate, known.labels, rows)
+    counted = {kind: _precision(candidate, marks, rows) for kind, marks in known.marks.items()}
+    precision, chance = ({kind: both[i] for kind, both in counted.items()} for i in range(2))
     top, score = _best(candidate[known.shown[(known.shown >= first) & (known.shown < first + ROWS)] - first])
     return Ranking(found, np.count_nonzero(~excluded, axis=1), precision, chance, top, score)
 
 
-def _precision(candidate: Floats, labels: NDArray[np.float32] | None, rows: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    nothing = np.full(len(rows), np.nan)
-    if labels is None:
-        return nothing, nothing.copy()
+def _precision(candidate: Floats, marks: NDArray[np.float32], rows: NDArray[np.int64]) -> tuple[Floats, Floats]:
     is_open = np.isfinite(candidate)
-    same = (labels[rows] @ labels.T > 0) & is_open
+    same = (marks[rows] @ marks.T > 0) & is_open
     best = candidate >= candidate.max(1, keepdims=True) - TOLERANCE
-    labelled = labels[rows].any(1)
+    marked = marks[rows].any(1)
     share = np.count_nonzero(best & same, axis=1) / np.count_nonzero(best, axis=1)
     chance = np.count_nonzero(same, axis=1) / np.count_nonzero(is_open, axis=1)
-    return np.where(labelled, share, np.nan), np.where(labelled, chance, np.nan)
+    return np.where(marked, share, np.nan), np.where(marked, chance, np.nan)
 
 
 def _best(candidate: Floats) -> tuple[NDArray[np.int64], Floats]:

@@ -20,6 +20,7 @@ from kdctool.batch import Batch
 from kdctool.errors import DataFault, UsageFault
 from kdctool.registry import Section
 from kdctool.tasks import Choice, EvalData, Metric, PerClip, Result, tasks
+from kdctool.tasks.attributes import Attributes
 from kdctool.tasks.intervals import bootstrap, known_mean, weighted_mean, weighted_median
 from kdctool.tasks.metrics import Floats, Places, finite, ranks, recall_at
 from kdctool.tasks.ranking import Known, Ranking, rank_all
@@ -48,6 +49,10 @@ class Options(Section):
     """File with one uid or source id per line: only these clips."""
     group: bool = False
     """Clips of the same source video are no candidates for each other."""
+    attributes: str = ""
+    """JSON-lines file with a row per clip: precision is counted by what it says, too, for example by speaker."""
+    by: str = ""
+    """Which of its keys, for example label,speaker,gain."""
 
 
 def unit_embedding(tokens: Tensor) -> Tensor:
@@ -72,7 +77,11 @@ class Retrieval:
         self.frames: Literal["mid", "all"] = "mid" if self.options.frames == "mid" else "all"
         if self.options.list and self.options.per_class:
             raise UsageFault("retrieval takes either per_class or list, not both", "leave one of the options out")
+        if self.options.by and not self.options.attributes:
+            raise UsageFault(f"by = {self.options.by} of which file?", "--option attributes=FILE")
         self.listed = IdList.read(Path(self.options.list)) if self.options.list else None
+        given = self.options.attributes
+        self.attributes = Attributes.read(Path(given), self.options.by) if given else None
         self.protocol = self._protocol("mid" if self.frames == "mid" else f"N-{self.options.frames}")
 
     def _protocol(self, frames: str) -> str:
@@ -84,6 +93,8 @@ class Retrieval:
             parts.append(f"list-{self.listed.tag}")
         if chosen.group:
             parts.append("grouped")
+        if self.attributes:
+            parts.append(f"by-{self.attributes.tag}")
         return f"retrieval/{'-'.join(parts)}@1"
 
     def choose(self, uids: Sequence[str], sources: Sequence[str], abouts: Sequence[dict[str, Any]]) -> Choice:
@@ -117,7 +128,7 @@ class Retrieval:
             )
         place = torch.cat(clip)
         sources = clusters(data, place)
-        known, notes = self._known(data, place, sources)
+        known, notes, details = self._known(data, place, sources)
         embedded = {
             "a": finite(torch.cat(audio).numpy(), "audio embedding values"),
             "v": finite(torch.cat(video).numpy(), "video embedding values"),
@@ -135,9 +146,7 @@ class Retrieval:
         protocol = self.protocol if not counts else self._protocol(f"{max(counts)}-{self.options.frames}")
         told = PerClip(tuple(uids), tuple(sources), columns)
         missing = dict(data.missing)
-        return Result(
-            "retrieval", protocol, metrics, len(sources), data.n_total, missing, notes, per_clip=told, assets=assets
-        )
+        return Result("retrieval", protocol, metrics, len(sources), data.n_total, missing, notes, details, told, assets)
 
     def _embed(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Unit embeddings (B, D'); their dot product is the similarity."""
@@ -152,11 +161,21 @@ class Retrieval:
         mean = (video * own[:, :, None]).sum(1) / own.sum(1, keepdim=True)
         return unit_embedding(tokens), F.normalize(mean, dim=-1)
 
-    def _known(self, data: EvalData, place: Tensor, sources: list[str]) -> tuple[Known, tuple[str, ...]]:
+    def _known(
+        self, data: EvalData, place: Tensor, sources: list[str]
+    ) -> tuple[Known, tuple[str, ...], dict[str, Any]]:
         groups = np.unique(np.asarray(sources), return_inverse=True)[1] if self.options.group else None
         labels, notes = _labels(data, place)
+        marks, details = ({PRECISION: labels} if labels is not None else {}), dict[str, Any]()
+        if self.attributes:
+            rows = [int(i) for i in place]
+            found = self.attributes.of([data.uids[i] for i in rows], [data.abouts[i] for i in rows])
+            details = {"attributes": self.attributes.about(found)}
+            for name, values in found.items():
+                marks[f"precision_{name}"] = values.marks
+                notes = (*notes, *([f"precision_{name} {values.note}"] if values.note else []))
         shown = np.unique(np.linspace(0, len(sources) - 1, min(SHOWN, len(sources))).astype(np.int64))
-        return Known(groups, labels, shown), notes
+        return Known(groups, marks, shown), notes, details
 
 
 def _parts(tokens: Tensor, grid: tuple[int, int], count: int) -> Tensor:
@@ -212,11 +231,13 @@ def _directed(
     last = f"{way}_mean_rank"
     metrics |= {name: metric for name, metric in found_metrics.items() if name != last}
     metrics |= {f"{way}_median_rank": median, last: found_metrics[last]}
-    if not np.isnan(found.precision).all():
-        low, high = bootstrap(found.precision, sources, known_mean)
-        chance = float(np.nanmean(found.precision_chance))
-        values[f"{way}_{PRECISION}"] = found.precision
-        metrics[f"{way}_{PRECISION}"] = Metric(float(np.nanmean(found.precision)), float(low), float(high), chance)
+    for kind, precision in found.precision.items():
+        if np.isnan(precision).all():
+            continue
+        low, high = bootstrap(precision, sources, known_mean)
+        chance = float(np.nanmean(found.precision_chance[kind]))
+        values[f"{way}_{kind}"] = precision
+        metrics[f"{way}_{kind}"] = Metric(float(np.nanmean(precision)), float(low), float(high), chance)
     columns |= values
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from kdctool.errors import DataFault, UsageFault
-from kdctool.shards.formats import Box, LabelFile, LabelRow, formats
-from kdctool.shards.matching import Matcher
+from kdctool.shards.formats import Box, LabelFile, formats
+from kdctool.tasks.rows import match
 
 FORMATS = ("vggss", "flickr", "avdigits")
 FLICKR_SIDE = 256.0
@@ -70,30 +70,13 @@ class Truth:
         A clip that is named with its folder is found by that path alone. Boxes of several rows of one clip add up.
         Where rows name splits, those of other splits are not counted.
         """
-        clips = [_Clip.of(i, uid, about) for i, (uid, about) in enumerate(zip(uids, abouts, strict=True))]
-        paths = [LabelRow(row.clip, "path", (), "", 0) for row in self.rows]
-        names = [LabelRow(row.clip, "name", (), "", 0) for row in self.rows]
-        matcher = Matcher(clips, [*paths, *names])
         found: dict[int, Annotation] = {}
         unmatched = []
-        for row, path, name in zip(self.rows, paths, names, strict=True):
-            hits = matcher.find(path) or ([] if "/" in row.clip else matcher.find(name))
-            if len({clip.source for clip in hits}) > 1:
-                raise DataFault(
-                    f"{row.where}: {row.clip!a} may be {hits[0].uid} or {hits[-1].uid}",
-                    "write the path of the file, as the clips' `source` has it",
-                )
-            for clip in hits:
-                found[clip.index] = _added(found[clip.index], row) if clip.index in found else row
-            if not hits:
+        for row, places in zip(self.rows, match(self.path, self.rows, uids, abouts), strict=True):
+            for place in places:
+                found[place] = _added(found[place], row) if place in found else row
+            if not places:
                 unmatched.append(row)
-        if not found:
-            first = clips[0].source if clips else "missing"
-            raise DataFault(
-                f"none of the {len(self.rows)} annotations of {self.path} is about a clip of this split: the first is "
-                f"about {self.rows[0].clip!a}, the first clip is {first!a}",
-                "choose another --split, or shards of the annotated videos",
-            )
         splits = {row.split for row in found.values()}
         return found, sum(row.split in splits for row in unmatched)
 
@@ -126,23 +109,6 @@ def load(path: Path, given: str = "auto") -> Truth:
     if not rows:
         raise DataFault(f"{path} holds no annotation", f"truth = FILE is {_KNOWN}")
     return Truth(path, name, rows, _digest([data]))
-
-
-@dataclass
-class _Clip:
-    """A clip as far as finding it needs."""
-
-    index: int
-    uid: str
-    source: str
-    start_s: float
-    end_s: float
-
-    @classmethod
-    def of(cls, index: int, uid: str, about: dict[str, Any]) -> "_Clip":
-        start = float(about.get("start_s") or 0.0)
-        source = str(about.get("source") or uid)
-        return cls(index, uid, source, start, start + float(about.get("duration_s") or 0.0))
 
 
 def _recognised(file: LabelFile) -> str:

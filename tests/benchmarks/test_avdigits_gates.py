@@ -80,14 +80,14 @@ def test_a_gate_that_fails_ends_with_code_5(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_no_arm_runs_when_a_gate_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sources: Sources) -> None:
-    from avdigits import study
+    from avdigits import chain
 
     def one(*_: Any) -> Any:
         return iter([Gate("video alone, test", 5_300, 10_000, False)])
 
     monkeypatch.setattr(gates, "run", one)
     with pytest.raises(VerificationFault, match="video alone, test"):
-        study.pass_gates(sources, tmp_path, True, 0)
+        chain.pass_gates(sources, tmp_path, True, 0)
     monkeypatch.setattr(gates, "run", lambda *_: iter([]))
     with pytest.raises(VerificationFault):  # Nor when they are asked again: the answer is kept.
-        study.pass_gates(sources, tmp_path, True, 0)
+        chain.pass_gates(sources, tmp_path, True, 0)

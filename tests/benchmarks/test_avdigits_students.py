@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from avdigits import students
+from avdigits import chain, students
 
 from kdctool.recipe.arms import resolve
 from kdctool.recipe.study import Study, load_study
@@ -12,7 +12,7 @@ from kdctool.recipe.study import Study, load_study
 
 def written(name: str, folder: Path, quick: bool) -> Study:
     path = folder / f"{name}.toml"
-    path.write_text(tomli_w.dumps(students.tree_of(name, folder, quick)))
+    path.write_text(tomli_w.dumps(chain.tree_of(students.CHAIN, name, folder, quick)))
     return load_study(path)
 
 

@@ -18,6 +18,7 @@ from kdctool.report.names import shown
 from kdctool.report.scales import axis, smooth, thin, tick_text, ticks
 from kdctool.report.tables import metric_text, score
 from kdctool.report.training import groups
+from kdctool.report.wording import metric_meaning
 
 
 def image_of(uri: str) -> Image.Image:
@@ -189,3 +190,17 @@ def test_curves_of_one_kind_share_a_drawing() -> None:
     assert list(found) == ["loss", "reconstruction", "lr", "rank", "zz"]
     assert found["reconstruction"] == ["reconstruction_video", "reconstruction_audio"]
     assert found["rank"] == ["rank/audio", "rank/video"]
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "meaning"),
+    [
+        ("retrieval", "a2v_r1", "sound finds its video, in first place"),
+        ("retrieval", "v2a_precision_speaker", "video finds its sound, the first answer has the query's speaker"),
+        ("retrieval", "a2v_precision", ""),
+        ("probe", "linear_k10_top1", "linear on 10 labels a class, the first answer is right"),
+        ("probe", "linear_share0.01_top1", "linear on 0.01 of the labels, the first answer is right"),
+    ],
+)
+def test_a_metric_is_told_in_words_where_they_are_known(task: str, name: str, meaning: str) -> None:
+    assert metric_meaning(task, name) == meaning

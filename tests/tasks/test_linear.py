@@ -1,11 +1,13 @@
 """Learning on frozen features: logistic regression, nearest neighbours, label draws."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from kdctool.data.labels import ClipLabels
 from kdctool.errors import UsageFault
 from kdctool.tasks.label_draws import Budget, budgets
 from kdctool.tasks.linear import DECAYS, Standard, choose_decay, fit, fit_chosen, held_out
@@ -195,7 +197,20 @@ def test_draws_differ_repeat_and_depend_on_names_and_not_on_order():
 def test_larger_budgets_of_a_draw_hold_the_smaller_ones():
     hits = np.eye(2, dtype=bool)[np.arange(40) % 2]
     uids = [f"clip-{i}" for i in range(40)]
-    assert drawn("k1", hits, uids) < drawn("k5", hits, uids) < drawn("all", hits, uids)
+    for chain in (("k1", "k5", "all"), ("0.01", "0.1", "0.5", "1.0")):
+        for less, more in itertools.pairwise(chain):
+            assert drawn(less, hits, uids) < drawn(more, hits, uids)
+
+
+@pytest.mark.parametrize(("budget", "few"), [("k3", {"per_class": 3}), ("0.07", {"share": 0.07})])
+def test_a_draw_is_what_finetuning_with_that_seed_learns_from(budget, few):
+    """Otherwise a curve of probes and one of finetunings would be about different labels."""
+    hits = np.random.default_rng(0).random((60, 4)) < 0.4
+    uids = [f"clip-{i}" for i in range(60)]
+    clip, label = np.nonzero(hits)
+    for seed in (0, 5):
+        keep = ClipLabels(clip, label, 60, 4).few(uids, seed, **few)
+        assert budgets(budget)[0].draw(hits, uids, seed).tolist() == np.flatnonzero(keep).tolist()
 
 
 def test_no_share_is_lost_to_rounding():
