@@ -38,3 +38,10 @@ def collage(frames: Sequence[Tensor], size: int) -> Tensor:
     """Four uint8 frames (3, H, W) of any size as a 2 x 2 picture, uint8 (3, size, size); `size` is even."""
     picture = tile([frame.permute(1, 2, 0).contiguous().numpy() for frame in frames], size // 2)
     return torch.from_numpy(picture).permute(2, 0, 1)
+
+
+def arranged(tiles: Tensor) -> Tensor:
+    """Squeezed tiles, four for each of B clips, as collages: (4 * B, 3, S, S) -> (B, 3, 2 * S, 2 * S)."""
+    _, channels, side, _ = tiles.shape
+    grid = tiles.view(-1, 2, 2, channels, side, side)  # (B, columns, rows, C, S, S): they fill column by column
+    return grid.permute(0, 3, 2, 4, 1, 5).reshape(-1, channels, 2 * side, 2 * side)

@@ -1,6 +1,8 @@
 """Worker processes around `Clips`: batches for training from any step on, and all clips in order for evaluation."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -13,6 +15,9 @@ from kdctool.data.order import Order, Request
 from kdctool.data.whole import BOTH
 from kdctool.recipe import Recipe
 from kdctool.shards.index import Index, Split
+
+Reading = Callable[[Iterable[list[Request]]], Iterator[Raw]]
+"""Gives the clips of lists of requests, in their order."""
 
 
 class _Lists(Sampler[list[Request]]):
@@ -36,12 +41,19 @@ def read(clips: Clips, lists: Iterable[list[Request]], workers: int, device: tor
         collate_fn=_as_is,
         pin_memory=device.type == "cuda",
         worker_init_fn=_one_thread if workers else None,
-        multiprocessing_context="forkserver" if workers and device.type == "cuda" else None,
+        multiprocessing_context=_beside_a_gpu() if workers and device.type == "cuda" else None,
     )
     for data in loader:
         if isinstance(data, Failed):
             raise data.error
         yield data
+
+
+def _beside_a_gpu() -> BaseContext:
+    """How workers start that must not inherit a GPU's context: from a server that has imported what they need."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch", __name__])
+    return context
 
 
 def _one_thread(_: int) -> None:
@@ -57,10 +69,12 @@ def training_batches(
     ranks: int,
     workers: int,
     device: torch.device,
+    reading: Reading | None = None,
 ) -> Iterator[list[Raw]]:
-    """Per optimiser step from `start_step` on: the micro batches of this rank."""
+    """Per optimiser step from `start_step` on: the micro batches of this rank, by `reading` where they are held."""
     passes = order.global_batch // (micro_batch * ranks)
-    raw = read(clips, order.micro_batches(start_step, micro_batch, rank, ranks), workers, device)
+    lists = order.micro_batches(start_step, micro_batch, rank, ranks)
+    raw = read(clips, lists, workers, device) if reading is None else reading(lists)
     for _ in range(start_step, order.total_steps):
         yield [next(raw) for _ in range(passes)]
 
