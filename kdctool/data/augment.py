@@ -9,6 +9,8 @@ from torch import Tensor
 
 from kdctool.data.frames import Box
 from kdctool.data.noise import uniform
+from kdctool.data.patches import draw_cut
+from kdctool.recipe import Finetune
 from kdctool.seeds import fold
 
 _TRIES = 10
@@ -24,16 +26,27 @@ class Mix(NamedTuple):
     """Of the first clip; the partner has the rest."""
     seed: int
     """Of what is random about the partner: which of its frames is shown."""
+    box: Box = (0, 0, 0, 0)
+    """Part of the picture that the partner's replaces (cutmix); empty where the two are blended."""
 
 
-def draw_mix(seed: int, rate: float, alpha: float, clips: int) -> Mix | None:
-    """Whether and with what the clip of this seed is mixed: with probability `rate`, weight from Beta(alpha, alpha)."""
-    if not rate:
+def draw_mix(seed: int, options: Finetune, clips: int, side: int) -> Mix | None:
+    """Whether and with what the clip of this seed, of a split of `clips`, is mixed; pictures are `side` pixels square.
+
+    timm's Mixup draws once per batch and mixes a clip with one of its batch; here every clip draws for itself, from the
+    whole split, so that neither ranks nor micro batches decide about it.
+    """
+    if not options.mixup:
         return None
     rng = np.random.default_rng(fold(seed, "mix"))
-    if rng.random() >= rate:
+    if rng.random() >= options.mixup:
         return None
-    return Mix(int(rng.integers(clips)), float(rng.beta(alpha, alpha)), fold(seed, "mix partner"))
+    alpha = options.mixup_alpha
+    found = Mix(int(rng.integers(clips)), float(rng.beta(alpha, alpha)), fold(seed, "mix partner"))
+    if fold(seed, "cut or blend") >= options.cutmix * 2**63:
+        return found
+    box, weight = draw_cut(seed, options.cutmix_alpha, side, side)
+    return found._replace(box=box, weight=weight)
 
 
 def draw_crop(seed: int, height: int, width: int, scale: tuple[float, float]) -> Box:

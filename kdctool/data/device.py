@@ -8,6 +8,7 @@ from kdctool.data.augment import mix, noise_and_roll, spec_aug
 from kdctool.data.clips import WINDOW_SHIFT, WINDOW_SIZE, Raw
 from kdctool.data.fbank import log_mel, model_input
 from kdctool.data.frames import normalise
+from kdctool.data.patches import erase, paste
 from kdctool.recipe import Finetune, Recipe
 
 
@@ -29,9 +30,7 @@ class ToBatch:
         if "waveform" in raw:
             batch["fbank"] = self._augmented(self._filter_bank(self._sound(raw), raw["samples"]), raw["seed"])
         if "frame" in raw:
-            batch["frame"] = normalise(raw["frame"], data.image_mean, data.image_std)
-            if "mix_frame" in raw:
-                _mix_rows(batch["frame"], normalise(raw["mix_frame"], data.image_mean, data.image_std), raw)
+            batch["frame"] = self._pictures(raw)
         if "frames" in raw:
             count = raw["frame_count"]
             own = torch.arange(raw["frames"].shape[1], device=self.device)[None] < count[:, None]  # (B, N)
@@ -44,6 +43,28 @@ class ToBatch:
                 batch["label"] = raw["label"].clone()  # On the CPU it is still the caller's.
                 _mix_rows(batch["label"], raw["mix_label"], raw)
         return batch
+
+    def _pictures(self, raw: Raw) -> Tensor:
+        """Normalised frames (B, C, H, W): each erased for itself, then mixed, as timm's loader and Mixup do it."""
+        data = self.recipe.data
+        frame, other = (
+            normalise(raw[name], data.image_mean, data.image_std) if name in raw else None
+            for name in ("frame", "mix_frame")
+        )
+        assert frame is not None
+        if "erase_row" in raw:
+            erase(frame, raw["erase_row"], raw["erase_box"], raw["erase_key"])
+        if other is not None:
+            if "mix_erase_row" in raw:
+                erase(other, raw["mix_erase_row"], raw["mix_erase_box"], raw["mix_erase_key"])
+            if "mix_box" in raw:
+                first, box = frame[raw["mix_row"]], raw["mix_box"]
+                is_cut = (box[:, 2:] > 0).all(dim=1).view(-1, 1, 1, 1)
+                blended = mix(first, other, raw["mix_weight"])
+                frame[raw["mix_row"]] = torch.where(is_cut, paste(first, other, box), blended)
+            else:
+                _mix_rows(frame, other, raw)
+        return frame
 
     def _sound(self, raw: Raw) -> Tensor:
         """Centred waveforms (B, S), those that have a partner mixed with it as the reference does.

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from kdctool.dist import gather_rows, world
 from kdctool.errors import DataFault
 from kdctool.progress import bar
 from kdctool.seeds import fold
@@ -63,13 +65,18 @@ class ClipLabels:
 
 
 def read_labels(index: Index, split: Split) -> ClipLabels:
-    """The labels of every clip of the split, from the clips' descriptions: one small read per clip."""
+    """The labels of every clip of the split, from the clips' descriptions: one small read per clip.
+
+    Called on all ranks alike: each reads its share of the clips, and all get the whole.
+    """
     known = {name: place for place, name in enumerate(index.labels)}
+    rank, ranks = world()
+    share = range(len(split) * rank // ranks, len(split) * (rank + 1) // ranks)
     reader = ShardReader(split)
     clip: list[int] = []
     label: list[int] = []
-    with bar("labels", len(split), "clips") as progress:
-        for place in range(len(split)):
+    with bar("labels", len(share), "clips") as progress:
+        for place in share:
             where = f"{split.path(place).name}: clip {split.key(place)}"
             described = [name for name in MEMBERS if name in split.suffixes(place)]
             found = columns(about(reader.read(place, described), where), known, where)
@@ -77,7 +84,8 @@ def read_labels(index: Index, split: Split) -> ClipLabels:
             label += found
             progress.advance(1)
     reader.close()
-    return ClipLabels(np.array(clip, np.int64), np.array(label, np.int64), len(split), len(known))
+    pairs = gather_rows(torch.tensor([clip, label], dtype=torch.int64).T).T.numpy()  # (2, M)
+    return ClipLabels(pairs[0], pairs[1], len(split), len(known))
 
 
 def columns(about: dict[str, Any], known: Mapping[str, int], where: str) -> list[int]:

@@ -12,6 +12,7 @@ from torch import nn
 from kdctool.errors import UsageFault
 from kdctool.models.av_encoder import AVEncoder
 from kdctool.models.av_streams import AVStreams
+from kdctool.models.drop_path import set_drop_path
 from kdctool.models.layers import sincos_2d
 from kdctool.models.streams import Streams
 from kdctool.models.vit_streams import PLAIN, VitStreams
@@ -24,7 +25,8 @@ def make_encoder(recipe: Recipe) -> nn.Module:
         return AVEncoder(recipe.model)
     options, size = recipe.objective.distill.student, recipe.model.image_size
     make = _relative if options.pos == "relbias" else _absolute
-    vit = make(options.arch, size, options.drop_path)
+    vit = make(options.arch, size)
+    set_drop_path(vit, options.drop_path)
     if options.pos == "sincos":
         _fix_positions(vit, options.arch)
     return vit
@@ -50,11 +52,11 @@ def create(arch: str, key: str, **more: Any) -> Any:
         ) from error
 
 
-def _absolute(arch: str, size: int, drop_path: float) -> Any:
-    return create(arch, "objective.distill.student.arch", img_size=size, drop_path_rate=drop_path)
+def _absolute(arch: str, size: int) -> Any:
+    return create(arch, "objective.distill.student.arch", img_size=size)
 
 
-def _relative(arch: str, size: int, drop_path: float) -> Any:
+def _relative(arch: str, size: int) -> Any:
     """A ViT of the same sizes without positions but with one relative bias for all blocks, as FD's students."""
     from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 
@@ -74,7 +76,6 @@ def _relative(arch: str, size: int, drop_path: float) -> Any:
         class_token=stream.has_class,
         rel_pos_type="bias",
         shared_rel_pos=True,
-        drop_path_rate=drop_path,
     )
 
 

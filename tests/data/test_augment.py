@@ -97,7 +97,7 @@ def test_mixed_sound_frames_and_labels_are_the_references(
         assert isinstance(raw, dict)
         batch = {name: value.clone() for name, value in to_batch(raw).items()}
         for clip in range(clips):
-            found = draw_mix(fold(recipe.seed, "augment", epoch, split.key(clip)), 1.0, 10.0, clips)
+            found = draw_mix(fold(recipe.seed, "augment", epoch, split.key(clip)), options, clips, 32)
             assert found is not None
             kinds.add(np.sign(LENGTHS[clip] - LENGTHS[found.partner]))
             expected = reference_sound(recipe, wave(clip), wave(found.partner), found.weight)
@@ -151,7 +151,7 @@ def test_a_clip_that_an_epoch_draws_again_is_augmented_anew(
 
 
 def test_mixing_happens_at_its_rate_with_betas_weights_and_any_partner() -> None:
-    found = [draw_mix(seed, 0.5, 10.0, 7) for seed in range(4000)]
+    found = [draw_mix(seed, Finetune(mixup=0.5), 7, 32) for seed in range(4000)]
     mixes = [one for one in found if isinstance(one, Mix)]
     assert len(mixes) == pytest.approx(2000, abs=5 * np.sqrt(1000))
     weights = np.array([one.weight for one in mixes])
@@ -160,7 +160,8 @@ def test_mixing_happens_at_its_rate_with_betas_weights_and_any_partner() -> None
     counts = np.bincount([one.partner for one in mixes], minlength=7)
     assert len(counts) == 7
     assert counts.min() > 0.7 * counts.mean()
-    assert draw_mix(3, 0.0, 10.0, 7) is None
+    assert draw_mix(3, Finetune(), 7, 32) is None
+    assert all(one.box == (0, 0, 0, 0) for one in mixes)
 
 
 def test_spec_aug_masks_what_torchaudio_masks(monkeypatch: pytest.MonkeyPatch) -> None:

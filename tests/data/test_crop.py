@@ -7,17 +7,19 @@ import pytest
 import torch
 from picture_folders import picture_shards
 from PIL import Image
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, RandomResizedCrop, Resize
 
 from kdctool import recipe as recipes
+from kdctool.data import decode
 from kdctool.data.augment import draw_crop, draw_flip
 from kdctool.data.clips import Clips
-from kdctool.data.frames import resized
+from kdctool.data.frames import resize_crop, resized, short_side
 from kdctool.data.loader import training_batches
 from kdctool.data.order import Order, Request
-from kdctool.errors import UsageFault
+from kdctool.errors import DataFault, UsageFault
 from kdctool.recipe import Recipe
 from kdctool.shards import index
+from kdctool.shards.read import ShardReader
 
 
 def recipe(**data: object) -> Recipe:
@@ -94,6 +96,39 @@ def test_without_the_keys_training_sees_the_centre(shards: index.Index) -> None:
 
 def test_evaluation_sees_the_centre_whatever_the_recipe_says(shards: index.Index) -> None:
     assert torch.equal(frame_of(shards, AUGMENTED, training=False), frame_of(shards, recipe(), training=False))
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 500), (500, 300), (256, 256), (100, 90), (261, 255)])
+def test_the_evaluation_crop_is_that_of_the_published_recipes(height: int, width: int) -> None:
+    frame = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    theirs = Compose([Resize(256, interpolation=InterpolationMode.BICUBIC), CenterCrop(224)])
+    assert np.array_equal(resize_crop(frame, 224, 0.875), np.asarray(theirs(Image.fromarray(frame))))
+
+
+def test_the_short_side_is_rounded_as_by_timm() -> None:
+    assert [short_side(224, pct) for pct in (1.0, 0.875, 0.9, 0.95)] == [224, 256, 248, 235]
+
+
+def test_evaluation_and_the_centre_see_a_part_where_the_recipe_says_so(shards: index.Index) -> None:
+    part, split = recipe(crop_pct=0.8), shards.split("train")
+    for training in (False, True):
+        found = frame_of(shards, part, training=training)
+        assert not torch.equal(found, frame_of(shards, recipe(), training=training))
+        name = next(name for name in split.suffixes(0) if name.endswith(".jpg"))
+        stored = decode.frame(ShardReader(split).read(0, [name])[name], "it")
+        assert stored.shape == (3, 44, 60)
+        expected = resize_crop(stored.permute(1, 2, 0).numpy(), 32, 0.8)
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
+    random = recipe(crop="random", crop_pct=0.8)
+    assert torch.equal(frame_of(shards, random), frame_of(shards, recipe(crop="random")))
+    assert torch.equal(frame_of(shards, random, training=False), frame_of(shards, part))
+
+
+def test_shards_of_smaller_frames_are_refused_before_anything_is_read(shards: index.Index) -> None:
+    with pytest.raises(DataFault, match=r"the centre 32 of 640 pixels, .* with 512 at most") as caught:
+        frame_of(shards, recipe(crop_pct=0.05))
+    assert "--size 640" in caught.value.next_step
+    assert frame_of(shards, recipe(crop_pct=0.0625)).shape == (3, 32, 32), "512 suffice, although a picture has 44"
 
 
 def test_a_mirror_alone_is_the_picture_or_its_mirror(shards: index.Index) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ranks import run_ranks
 
 from kdctool.data.labels import ClipLabels, read_labels
 from kdctool.shards import index
@@ -92,3 +93,33 @@ def test_labels_are_read_from_the_shards(tiny_shards: Path) -> None:
     for place in range(len(split)):
         number = int(split.key(place).split("-")[1])
         assert made.labels[labels.label[place]] == ("blue", "green", "red")[number % 3]
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from kdctool import dist
+from kdctool.data.labels import read_labels
+from kdctool.shards import index, read
+dist.init(torch.device("cpu"))
+reads, original = [], read.ShardReader.read
+read.ShardReader.read = lambda self, place, suffixes: reads.append(place) or original(self, place, suffixes)
+made = index.load(Path(sys.argv[1]))
+labels = read_labels(made, made.split("train"))
+np.savez(Path(sys.argv[2]) / f"{dist.world()[0]}.npz", clip=labels.clip, label=labels.label, reads=reads)
+dist.shutdown()
+"""
+
+
+@pytest.mark.dist
+def test_ranks_share_the_reading_and_each_has_all_labels(tiny_shards: Path, tmp_path: Path) -> None:
+    made = index.load(tiny_shards)
+    alone = read_labels(made, made.split("train"))
+    run_ranks(5, "-c", WORKER, str(tiny_shards), str(tmp_path))  # 24 clips: not all ranks read equally many.
+    found = [np.load(tmp_path / f"{rank}.npz") for rank in range(5)]
+    for rank in found:
+        assert np.array_equal(rank["clip"], alone.clip)
+        assert np.array_equal(rank["label"], alone.label)
+    assert np.concatenate([rank["reads"] for rank in found]).tolist() == list(range(24))
