@@ -30,7 +30,7 @@ def embed(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     format: Format = "human",
 ) -> None:
-    """Turn clips into vectors: sound, picture and both, unit length; no labels needed.
+    """Turn clips into vectors: sound, picture and both (of an image model the picture), unit length; no labels needed.
 
     Typed again after an interruption, it goes on where it stopped.
     """
@@ -52,7 +52,7 @@ def embed(
     rows = [
         ("model", done.model),
         ("embedded", f"{done.n_embedded} of {done.n_total}" + (f", missing: {lost}" if lost else "")),
-        ("vectors", f"audio, video, joint: {done.width} numbers each, unit length"),
+        ("vectors", f"{', '.join(done.parts)}: {done.width} numbers each, unit length"),
         *([("from an earlier start", str(done.resumed))] if done.resumed else []),
         ("file", str(done.path)),
     ]
@@ -62,6 +62,7 @@ def embed(
         "n_total": done.n_total,
         "missing": done.missing,
         "width": done.width,
+        "vectors": list(done.parts),
     }
     reading = "numpy.load" if done.path.suffix == ".npy" else "pandas.read_parquet"
     summary("embed", rows, f"python: {reading}({str(done.path)!r})", payload, format)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from kdctool.cli.show import Format, summary
+from kdctool.errors import quoted
 
 
 def register(app: typer.Typer) -> None:
@@ -19,8 +20,8 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="Formats, comma-separated: hf (safetensors folder), onnx (graphs), timm (image models: names of timm"
-            " and of OpenMMLab). Default: hf,onnx; of an image model timm.",
+            help="Formats, comma-separated: hf (safetensors folder), onnx (graphs), timm (image models: a folder of"
+            " timm's, and names of OpenMMLab). Default: hf,onnx; of an image model timm.",
             show_default=False,
         ),
     ] = "",
@@ -58,7 +59,9 @@ def export(
         "compared_on": done.origin,
         "differences": {check.name: {"value": check.difference, "limit": check.limit} for check in done.checks},
     }
-    task = "classification" if done.kind == "finetune" else "retrieval"
+    task = "classification" if done.kind == "finetune" else "diagnose" if done.is_image else "retrieval"
     is_ours = "kdctool.json" in done.files
-    following = f"kdctool eval {done.folder} --task {task}" if is_ours else f"less {done.folder}/README.md"
+    following = (
+        f"kdctool eval {quoted(done.folder)} --task {task}" if is_ours else f"less {quoted(done.folder / 'README.md')}"
+    )
     summary("export", rows, following, payload, format)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from kdctool.cli.show import Format, Set, summary
+from kdctool.errors import quoted
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +25,8 @@ def import_weights(
         Path | None, typer.Option(help="Recipe whose model to fill; default: a model of the sizes of the weights.")
     ] = None,
     tower: Annotated[
-        Literal["audio", "video", "both"], typer.Option(help="With --as timm: which tower the ViT becomes.")
+        Literal["audio", "video", "both", "image"],
+        typer.Option(help="With --as timm: which tower the ViT becomes; image: it stays an image model."),
     ] = "both",
     model: Annotated[str, typer.Option(help="With --as timm: the model's name, e.g. vit_base_patch16_224.")] = "",
     labels: Annotated[
@@ -54,12 +56,18 @@ def import_weights(
 
     loaded = recipes.load(recipe) if recipe else None
     from kdctool.stages import import_weights as stage
+    from kdctool.stages.imported import REPORT, Choices, report
 
-    choices = stage.Choices(
-        tower, model, labels, multi_label, modality, loaded, tuple(change or ()), decoder=not no_decoder
-    )
+    choices = Choices(tower, model, labels, multi_label, modality, loaded, tuple(change or ()), decoder=not no_decoder)
     done = stage.run(weights, layout, out, choices, overwrite=overwrite)
-    sizes = done.recipe.model
+    sizes, is_image = done.recipe.model, done.recipe.objective.student_sees_frames_alone
+    shape = [
+        ("model", f"width {sizes.width}, {sizes.heads} heads, {sizes.depth} + {sizes.joint_depth} blocks"),
+        ("input", f"{sizes.audio_frames} x {sizes.mel_bins} filter bank, {sizes.image_size} px frames"),
+    ]
+    if is_image:
+        seen = f"mean {list(done.recipe.data.image_mean)}, std {list(done.recipe.data.image_std)}"
+        shape = [("model", done.recipe.objective.distill.student.arch), ("input", f"{sizes.image_size} px, {seen}")]
     rows = [
         ("folder", str(done.folder)),
         ("file", f"{done.source}, sha256 {done.sha256[:12]}"),
@@ -67,16 +75,19 @@ def import_weights(
         ("unused", _named(done.unused)),
         ("fresh", _named(done.fresh)),
         ("parameters", f"{done.parameters:,} ({done.reference_trained:,} without the positional tables)"),
-        ("model", f"width {sizes.width}, {sizes.heads} heads, {sizes.depth} + {sizes.joint_depth} blocks"),
-        ("input", f"{sizes.audio_frames} x {sizes.mel_bins} filter bank, {sizes.image_size} px frames"),
+        *shape,
         *([("labels", f"{len(done.labels)}, {done.recipe.finetune.modality}")] if done.labels else []),
         *(("note", note) for note in done.notes),
         ("licence", done.licence),
-        ("all names", str(done.folder / stage.REPORT)),
+        ("all names", str(done.folder / REPORT)),
     ]
-    task = "classification" if done.kind == "finetune" else "retrieval"
+    task = "classification" if done.kind == "finetune" else "diagnose" if is_image else "retrieval"
     summary(
-        "import", rows, f"kdctool eval {done.folder} --task {task} --shards SHARDS", stage.report(done, layout), format
+        "import",
+        rows,
+        f"kdctool eval {quoted(done.folder)} --task {task} --shards SHARDS",
+        report(done, layout),
+        format,
     )
 
 

@@ -74,7 +74,8 @@ class Check:
 class Exporter(Protocol):
     """A format. `takes` says of which models, "image" or "audio-visual"; one that does not say takes both.
 
-    `write` returns the names of the files it made in `folder`; `check` reads them back.
+    `owns`, where it has any, are names of files that no other format of the same folder may write too. `write`
+    returns the names of the files it made in `folder`; `check` reads them back.
     """
 
     def write(self, package: Package, folder: Path) -> list[str]: ...

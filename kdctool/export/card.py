@@ -41,6 +41,7 @@ def preprocessor(package: Package) -> dict[str, Any]:
             "frame": "N // 2 of the N frames of a clip",
             "size": {"height": model.image_size, "width": model.image_size},
             "resize": "short side, bicubic, then centre crop",
+            **({"crop_pct": data.crop_pct} if data.crop_pct < 1 else {}),
             "rescale_factor": 1 / 255,
             "mean": list(data.image_mean),
             "std": list(data.image_std),
@@ -49,21 +50,23 @@ def preprocessor(package: Package) -> dict[str, Any]:
     return {key: found[key] for key in ("processor_class", "image")} if package.is_image else found
 
 
-def write(package: Package, folder: Path, files: list[str], checks: list[Check], probes: Probes) -> list[str]:
+def write(
+    package: Package, folder: Path, files: list[str], checks: list[Check], probes: Probes, formats: Sequence[str]
+) -> list[str]:
     """Write the preprocessor, the recipe and the card of an export whose other files are `files`."""
     write_json(folder / PREPROCESSOR, preprocessor(package))
     write_bytes(folder / RECIPE, to_toml(package.recipe).encode())
-    write_bytes(folder / CARD, card(package, files, checks, probes).encode())
+    write_bytes(folder / CARD, card(package, files, checks, probes, formats).encode())
     return [PREPROCESSOR, RECIPE, CARD]
 
 
-def card(package: Package, files: list[str], checks: list[Check], probes: Probes) -> str:
-    """The model card as Markdown with the hub's front matter."""
+def card(package: Package, files: list[str], checks: list[Check], probes: Probes, formats: Sequence[str] = ()) -> str:
+    """The model card as Markdown with the hub's front matter; `formats` are the names of the exporters that wrote."""
     recipe = package.recipe
     sections = [
         f"# {recipe.name}" + (f"\n\n{recipe.description}" if recipe.description else ""),
         "## What it is\n\n" + _what(package),
-        "## How to load\n\n" + _loading(package, files),
+        "## How to load\n\n" + _loading(package, files, formats),
         "## Training\n\n" + _training(package),
         "## Results\n\n" + _results(package),
         f"## Checks\n\nOn {probes.origin}:\n\n"
@@ -73,14 +76,14 @@ def card(package: Package, files: list[str], checks: list[Check], probes: Probes
         ),
         "## Licence\n\n" + _licence(package),
     ]
-    return _front_matter(package) + "\n\n".join(sections) + "\n"
+    return _front_matter(package, "timm" if "timm" in formats else "kdctool") + "\n\n".join(sections) + "\n"
 
 
-def _front_matter(package: Package) -> str:
+def _front_matter(package: Package, library: str) -> str:
     tags = ["audio-visual", "self-supervised", "cav-mae", package.recipe.objective.name.replace("_", "-")]
-    pipeline, library = "audio-classification", "kdctool"
+    pipeline = "audio-classification"
     if package.is_image:
-        tags, pipeline, library = ["self-supervised", "vit", tags[-1]], "image-classification", "timm"
+        tags, pipeline = ["self-supervised", "vit", tags[-1]], "image-classification"
     if package.classifier is None:
         pipeline = "image-feature-extraction" if package.is_image else "feature-extraction"
     lines = [f"library_name: {library}", f"pipeline_tag: {pipeline}", "tags:", *(f"- {tag}" for tag in tags)]
@@ -110,31 +113,34 @@ def _what(package: Package) -> str:
     return text
 
 
-def _loading(package: Package, files: list[str]) -> str:
-    if package.is_image:
-        return _loading_image(package, files)
+def _loading(package: Package, files: list[str], formats: Sequence[str]) -> str:
+    image, classifies = package.is_image, package.classifier is not None
     parts = []
-    task = "retrieval" if package.classifier is None else "classification"
     if "model.safetensors" in files:
+        use = "tokens = model.encoder.embed_audio(fbank)  # (B, T, F) -> (B, tokens, width)"
+        if image:
+            use = 'vector = model.embed_video("picture.jpg")  # (width,), unit length'
+        task = "classification" if classifies else "diagnose" if image else "retrieval"
         parts.append(
-            '```python\nimport kdctool\n\nmodel = kdctool.load(".")  # this folder\n'
-            "tokens = model.encoder.embed_audio(fbank)  # (B, T, F) -> (B, tokens, width)\n```\n\n"
+            f'```python\nimport kdctool\n\nmodel = kdctool.load(".")  # this folder\n{use}\n```\n\n'
             f"`kdctool eval . --task {task} --shards SHARDS` scores it."
         )
+    if "timm" in formats:
+        parts.append(_loading_timm(classifies, files))
     graphs = [name for name in files if name.endswith(".onnx")]
     if graphs:
-        first = graphs[0]
+        first, given, shape = graphs[0], "frame" if image else "fbank", "(B, 3, H, W)" if image else "(B, T, F)"
         parts.append(
             f"ONNX graphs (opset {OPSET}, float32, free batch size): {', '.join(f'`{name}`' for name in graphs)}. "
             "Embeddings are means over tokens of unit length, so a dot product is the cosine.\n\n"
             f'```python\nimport onnxruntime\n\nsession = onnxruntime.InferenceSession("{first}")\n'
-            f'(embedding,) = session.run(None, {{"fbank": fbank}})  # float32 (B, T, F)\n```'
+            f'(embedding,) = session.run(None, {{"{given}": {given}}})  # float32 {shape}\n```'
         )
     return "\n\n".join([*parts, f"Inputs are normalised as `{PREPROCESSOR}` says."])
 
 
-def _loading_image(package: Package, files: list[str]) -> str:
-    gives = "logits" if package.classifier is not None else "pooled features; .forward_features(x) gives the tokens"
+def _loading_timm(classifies: bool, files: list[str]) -> str:
+    gives = "logits" if classifies else "pooled features; .forward_features(x) gives the tokens"
     text = (
         '```python\nimport timm\n\nmodel = timm.create_model("local-dir:.", pretrained=True).eval()\n'
         f"model(frame)  # (B, 3, H, W) -> {gives}\n```"
@@ -147,7 +153,7 @@ def _loading_image(package: Package, files: list[str]) -> str:
             "MMSegmentation (`init_cfg=dict(type='Pretrained', checkpoint=...)`). They were compared by name and shape "
             "alone; COCO and ADE20K were not run."
         )
-    return f"{text}\n\nInputs are normalised as `{PREPROCESSOR}` says."
+    return text
 
 
 def _training(package: Package) -> str:

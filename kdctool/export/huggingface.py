@@ -1,10 +1,11 @@
 """A folder as on the Hugging Face hub: model.safetensors with the released names, config.json, kdctool.json.
 
-`kdctool.json` is what kdctool opens the folder by; config.json says the same in the hub's words.
+`kdctool.json` is what kdctool opens the folder by; config.json says the same in the hub's words. An image model's
+encoder has timm's names; the folder is for kdctool all the same, and what timm opens is the exporter `timm`.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save
@@ -12,15 +13,17 @@ from torch import Tensor
 
 from kdctool import __version__
 from kdctool.export import Check, Package, Probes, exporters
+from kdctool.export.about import ABOUT, WEIGHTS, write_about
 from kdctool.export.parity import tensor_difference
-from kdctool.files import sha256_file, write_bytes, write_json
+from kdctool.files import write_bytes, write_json
 from kdctool.models.av_encoder import AVEncoder
 from kdctool.models.classifier import AVClassifier
+from kdctool.models.image_classifier import ImageClassifier, image_model, patch_tokens
 from kdctool.models.weights import split_state
 from kdctool.registry import Section
 
-WEIGHTS, CONFIG, ABOUT = "model.safetensors", "config.json", "kdctool.json"
-MODEL_TYPE = "kdctool-cav-mae"
+CONFIG = "config.json"
+MODEL_TYPE, IMAGE_MODEL_TYPE = "kdctool-cav-mae", "kdctool-vit"
 
 
 def released_state(package: Package) -> dict[str, Tensor]:
@@ -32,11 +35,16 @@ def released_state(package: Package) -> dict[str, Tensor]:
 
 
 def config(package: Package) -> dict[str, Any]:
-    """config.json: every key of the recipe's model section, and what the weights are."""
+    """config.json: every key of the recipe's sections that describe the model, and what the weights are."""
     model = package.recipe.model.model_dump(mode="json", exclude={"init"})
+    kinds = "AVClassifier", "AVEncoder"
+    if package.is_image:
+        student = package.recipe.objective.distill.student
+        model = {"arch": student.arch, "pos": student.pos, "image_size": package.recipe.model.image_size}
+        kinds = "ImageClassifier", "ViT"
     found = {
-        "model_type": MODEL_TYPE,
-        "architectures": ["AVClassifier" if package.classifier else "AVEncoder"],
+        "model_type": IMAGE_MODEL_TYPE if package.is_image else MODEL_TYPE,
+        "architectures": [kinds[0] if package.classifier else kinds[1]],
         **model,
         "kind": package.kind,
         "objective": package.recipe.objective.name,
@@ -58,7 +66,7 @@ def config(package: Package) -> dict[str, Any]:
 class HuggingFace:
     """Writes the folder and reads it back bit for bit."""
 
-    takes: Literal["audio-visual"] = "audio-visual"
+    owns: ClassVar[tuple[str, ...]] = (WEIGHTS, CONFIG, ABOUT)
 
     def __init__(self, options: Section | None = None) -> None:
         self.options = options or Section()
@@ -66,24 +74,7 @@ class HuggingFace:
     def write(self, package: Package, folder: Path) -> list[str]:
         write_bytes(folder / WEIGHTS, save(released_state(package), metadata={"format": "pt"}))
         write_json(folder / CONFIG, config(package))
-        write_json(
-            folder / ABOUT,
-            {
-                "kdctool": __version__,
-                "kind": package.kind,
-                "step": package.step,
-                "labels": list(package.labels),
-                "multi_label": package.multi_label,
-                "recipe": package.recipe.model_dump(mode="json"),
-                "recipe_digest": package.recipe_digest,
-                "data_digest": package.data_digest,
-                "clip": package.clip,
-                "source": package.source,
-                "source_sha256": package.source_sha256,
-                "weights_sha256": sha256_file(folder / WEIGHTS),
-            },
-        )
-        return [WEIGHTS, CONFIG, ABOUT]
+        return [WEIGHTS, CONFIG, write_about(package, folder, "released")]
 
     def check(self, package: Package, folder: Path, probes: Probes) -> list[Check]:
         """Tensors and outputs of a model built from the written file alone; both must be equal bit for bit."""
@@ -91,24 +82,36 @@ class HuggingFace:
         checks = [Check(f"{WEIGHTS} (tensors)", tensor_difference(released_state(package), state), 0.0)]
         if checks[0].difference:
             return checks
-        head = {name.removeprefix("mlp_head."): value for name, value in state.items() if name.startswith("mlp_head.")}
-        with torch.device("meta"):  # No memory and no random draws for weights that are replaced at once.
-            again = AVEncoder(package.recipe.model)
-        again.load_state_dict(split_state(state)[0], assign=True)
-        outputs: list[tuple[Any, Any]] = [(package.encoder, again.eval())]
+        encoder, classifier = _again(package, state)
+        outputs: list[tuple[Any, Any]] = [(package.encoder, encoder)]
         if package.classifier is not None:
-            with torch.device("meta"):
-                own = package.classifier
-                classifier = AVClassifier(again, len(package.labels), own.modality, own.head)
-            classifier.mlp_head.load_state_dict(head, assign=True)
-            outputs.append((package.classifier, classifier.eval()))
+            outputs.append((package.classifier, classifier))
         worst = max(tensor_difference(*(_outputs(model, probes) for model in pair)) for pair in outputs)
         return [*checks, Check(f"{WEIGHTS} (reloaded model)", worst, 0.0)]
 
 
+def _again(package: Package, state: dict[str, Tensor]) -> tuple[Any, Any]:
+    """Encoder and classifier (None without one) from the tensors alone."""
+    encoder, _, head = split_state(state)
+    if package.is_image:
+        return image_model(package.recipe, len(package.labels), encoder, head)
+    with torch.device("meta"):  # No memory and no random draws for weights that are replaced at once.
+        again = AVEncoder(package.recipe.model)
+    again.load_state_dict(encoder, assign=True)
+    if not isinstance(package.classifier, AVClassifier):
+        return again.eval(), None
+    with torch.device("meta"):
+        own = package.classifier
+        classifier = AVClassifier(again, len(package.labels), own.modality, own.head)
+    classifier.mlp_head.load_state_dict(head, assign=True)
+    return again.eval(), classifier.eval()
+
+
 @torch.inference_mode()
-def _outputs(model: AVEncoder | AVClassifier, probes: Probes) -> dict[str, Tensor]:
+def _outputs(model: Any, probes: Probes) -> dict[str, Tensor]:
     fbank, frame = probes.fbank[:2], probes.frame[:2]
-    if isinstance(model, AVClassifier):
+    if isinstance(model, AVClassifier | ImageClassifier):
         return {"logits": model({"fbank": fbank, "frame": frame})}
+    if not isinstance(model, AVEncoder):
+        return {"video": patch_tokens(model, frame)}
     return {"audio": model.embed_audio(fbank), "video": model.embed_video(frame)}

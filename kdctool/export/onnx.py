@@ -1,16 +1,18 @@
 """ONNX graphs: audio embedding, video embedding, and the classifier if there is one. Float32, any batch size.
 
-Inputs are what the encoder sees: the normalised filter bank and the normalised frame (preprocessor_config.json
-says how). Embeddings are the ones retrieval compares: mean over tokens, unit length.
+An image model has image.onnx in place of the first two. Inputs are what the encoder sees: the normalised filter bank
+and the normalised frame; preprocessor_config.json and the metadata of every graph say how. Embeddings are the ones
+retrieval compares: mean over tokens, unit length.
 """
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from kdctool.export.parity import LIMIT, graph_difference
 from kdctool.files import disk_faults
 from kdctool.models.av_encoder import AVEncoder
 from kdctool.models.classifier import AVClassifier
+from kdctool.models.image_classifier import ImageClassifier, patch_tokens
 from kdctool.registry import Section
 
 OPSET = 18
@@ -51,35 +54,61 @@ class VideoGraph(nn.Module):
         return F.normalize(self.encoder.embed_video(frame).mean(1), dim=-1)
 
 
+class ImageGraph(nn.Module):
+    """frame (B, C, H, W) -> embedding (B, D): the mean of an image model's patch tokens, unit length."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, frame: Tensor) -> Tensor:
+        return F.normalize(patch_tokens(self.encoder, frame).mean(1), dim=-1)
+
+
 class ClassifierGraph(nn.Module):
     """fbank and / or frame, as the classifier's modality needs -> logits (B, classes)."""
 
-    def __init__(self, classifier: AVClassifier) -> None:
+    def __init__(self, classifier: AVClassifier | ImageClassifier) -> None:
         super().__init__()
         self.classifier = classifier
         self.names = {"audio": ("fbank",), "video": ("frame",), "both": ("fbank", "frame")}[classifier.modality]
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self.classifier(dict(zip(self.names, inputs, strict=True)))
+        logits: Tensor = self.classifier(dict(zip(self.names, inputs, strict=True)))
+        return logits
 
 
 def graphs(package: Package) -> dict[str, tuple[nn.Module, tuple[str, ...], str]]:
     """File name -> (module, names of its inputs, name of its output)."""
-    found: dict[str, tuple[nn.Module, tuple[str, ...], str]] = {
-        "audio.onnx": (AudioGraph(package.encoder).eval(), ("fbank",), "embedding"),
-        "video.onnx": (VideoGraph(package.encoder).eval(), ("frame",), "embedding"),
-    }
-    if isinstance(package.classifier, AVClassifier):
+    found: dict[str, tuple[nn.Module, tuple[str, ...], str]] = {}
+    if package.is_image:
+        found["image.onnx"] = (ImageGraph(package.encoder).eval(), ("frame",), "embedding")
+    else:
+        found["audio.onnx"] = (AudioGraph(package.encoder).eval(), ("fbank",), "embedding")
+        found["video.onnx"] = (VideoGraph(package.encoder).eval(), ("frame",), "embedding")
+    if package.classifier is not None:
         head = ClassifierGraph(package.classifier).eval()
         found["classifier.onnx"] = (head, head.names, "logits")
     return found
 
 
+def metadata(package: Package, inputs: tuple[str, ...], output: str) -> dict[str, str]:
+    """What a runtime must know of the inputs where the folder is not at hand; values are JSON."""
+    data, model = package.recipe.data, package.recipe.model
+    told: dict[str, Any] = {"weights_sha256": package.source_sha256, "output": output}
+    if "frame" in inputs:
+        told |= {"image_size": model.image_size, "image_rescale_factor": 1 / 255}
+        told |= {"image_mean": list(data.image_mean), "image_std": list(data.image_std)}
+    if "fbank" in inputs:
+        told |= {"fbank_mean": data.fbank_mean, "fbank_std": data.fbank_std}
+    if output == "logits":
+        told |= {"labels": list(package.labels), "multi_label": package.multi_label}
+    return {f"kdctool.{name}": json.dumps(value, ensure_ascii=False) for name, value in told.items()}
+
+
 @exporters.register("onnx")
 class Onnx:
     """Writes the graphs with torch's dynamo exporter and compares each with eager under onnxruntime."""
-
-    takes: Literal["audio-visual"] = "audio-visual"
 
     def __init__(self, options: Section | None = None) -> None:
         self.options = options or Section()
@@ -92,7 +121,8 @@ class Onnx:
         }
         names = []
         for name, (module, inputs, output) in graphs(package).items():
-            names += write_graph(folder / name, module, {key: examples[key] for key in inputs}, output)
+            given = {key: examples[key] for key in inputs}
+            names += write_graph(folder / name, module, given, output, metadata(package, inputs, output))
         return names
 
     def check(self, package: Package, folder: Path, probes: Probes) -> list[Check]:
@@ -103,8 +133,13 @@ class Onnx:
         ]
 
 
-def write_graph(path: Path, module: nn.Module, examples: dict[str, Tensor], output: str) -> list[str]:
-    """Write `module` as an ONNX graph with a free first dimension `batch`; the names of the files it took."""
+def write_graph(
+    path: Path, module: nn.Module, examples: dict[str, Tensor], output: str, told: dict[str, str] | None = None
+) -> list[str]:
+    """Write `module` as an ONNX graph with a free first dimension `batch`; the names of the files it took.
+
+    `told` becomes the graph's metadata.
+    """
     try:
         import onnx
         import onnxscript  # noqa: F401  (torch needs it for the export)
@@ -129,6 +164,7 @@ def write_graph(path: Path, module: nn.Module, examples: dict[str, Tensor], outp
                 )
                 assert program is not None
                 graph = without_traces(program.model_proto)
+                onnx.helper.set_model_props(graph, told or {})
             except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
                 raise KdctoolError(
                     f"torch could not write {path.name}: {_last(str(error), printed.getvalue())}"

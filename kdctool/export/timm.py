@@ -1,12 +1,14 @@
 """An image model as timm saves one, and the same weights by the names of OpenMMLab's ViTs.
 
-timm.create_model("local-dir:FOLDER", pretrained=True) opens the folder. OpenMMLab reads .pth files only:
+timm.create_model("local-dir:FOLDER", pretrained=True) opens the folder, and so does kdctool, by its kdctool.json. A
+classifier of timm has no final norm over tokens: that of ours, which features are taken after, lies in
+norm.safetensors. OpenMMLab reads .pth files only:
 mmpretrain.pth is for VisionTransformer of MMPretrain and of MMDetection's ViTDet, mmseg.pth for that of MMSegmentation.
 """
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import load_file, save
@@ -14,14 +16,16 @@ from torch import Tensor
 
 from kdctool.errors import UsageFault
 from kdctool.export import Check, Package, Probes, exporters
+from kdctool.export.about import ABOUT, NORM, WEIGHTS, write_about
 from kdctool.export.parity import tensor_difference
 from kdctool.files import disk_faults, write_bytes, write_json
+from kdctool.models.image_classifier import to_timm
 from kdctool.models.streams import Wanted
 from kdctool.models.student import create, streams_of
 from kdctool.models.vit_streams import VIDEO
 from kdctool.registry import Section
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CONFIG = "config.json"
 LIMIT = 1e-5
 """Largest difference in float32 between timm's forward pass and ours."""
 _COMMON = (
@@ -52,6 +56,7 @@ class Timm:
     """Writes the folder, opens it with timm and compares the outputs."""
 
     takes: Literal["image"] = "image"
+    owns: ClassVar[tuple[str, ...]] = (WEIGHTS, CONFIG, ABOUT)
 
     def __init__(self, options: Section | None = None) -> None:
         self.options = options or Section()
@@ -61,6 +66,10 @@ class Timm:
         write_bytes(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
         write_json(folder / CONFIG, config(package))
         names = [WEIGHTS, CONFIG]
+        if beside := _norm(package):
+            write_bytes(folder / NORM, save(beside, metadata={"format": "pt"}))
+            names.append(NORM)
+        names.append(write_about(package, folder, "timm"))
         backbone = package.encoder.state_dict()
         for layout in layouts(package):
             names.append(f"{layout}.pth")
@@ -74,6 +83,8 @@ class Timm:
 
         state = timm_state(package)
         checks = [Check(f"{WEIGHTS} (tensors)", tensor_difference(state, load_file(folder / WEIGHTS)), 0.0)]
+        if beside := _norm(package):
+            checks.append(Check(f"{NORM} (tensors)", tensor_difference(beside, load_file(folder / NORM)), 0.0))
         again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         plain = create(architecture(package), "arch", **model_args(package))
         if package.classifier is not None:
@@ -98,20 +109,24 @@ def architecture(package: Package) -> str:
     if student.pos == "relbias":
         raise UsageFault(
             f"timm builds no {student.arch} with objective.distill.student.pos = 'relbias' by name",
-            "the encoder.* tensors of a checkpoint are those of its VisionTransformerRelPos",
+            "--to hf writes a folder that kdctool opens; its tensors are those of timm's VisionTransformerRelPos",
         )
     return student.arch.split(".")[0]
 
 
 def timm_state(package: Package) -> dict[str, Tensor]:
     """Weights by timm's names. With a classifier, norm and linear layer are fc_norm and head, and `norm` is gone."""
-    state: dict[str, Tensor] = dict(package.encoder.state_dict())
-    if package.classifier is not None:
-        state = {name: value for name, value in state.items() if not name.startswith("norm.")}
-        head = package.classifier.mlp_head.state_dict()
-        renaming = {"0.": "fc_norm.", "1.": "head."}
-        state |= {renaming[name[:2]] + name[2:]: value for name, value in head.items()}
+    head = package.classifier.mlp_head.state_dict() if package.classifier is not None else {}
+    state = to_timm(package.encoder.state_dict(), head)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _norm(package: Package) -> dict[str, Tensor]:
+    """What `timm_state` of a classifier has no place for: the encoder's final norm."""
+    if package.classifier is None:
+        return {}
+    state = package.encoder.state_dict()
+    return {name: state[name].detach().cpu().contiguous() for name in state if name.startswith("norm.")}
 
 
 def model_args(package: Package) -> dict[str, Any]:
@@ -130,7 +145,7 @@ def config(package: Package) -> dict[str, Any]:
         "input_size": [3, side, side],
         "fixed_input_size": True,
         "interpolation": "bicubic",
-        "crop_pct": 1.0,
+        "crop_pct": data.crop_pct,
         "crop_mode": "center",
         "mean": list(data.image_mean),
         "std": list(data.image_std),

@@ -41,12 +41,20 @@ class PoolMasking:
             )
         self.options = options
         self.drawing = build(options.of, options.of_options)
+        self._known: dict[tuple[tuple[int, int], float, torch.device], Tensor] = {}
 
     def noise(self, clips: int, grid: tuple[int, int], ratio: float, rng: torch.Generator) -> Tensor:
         """(clips, L) scores."""
-        pool = self.pool(grid, ratio).to(rng.device)
+        pool = self._sent(grid, ratio, rng.device)
         choice = torch.randint(len(pool), (clips,), generator=rng, device=rng.device)
         return pool[choice]
+
+    def _sent(self, grid: tuple[int, int], ratio: float, device: torch.device) -> Tensor:
+        """`pool` on the device, sent there once: a step must not wait for it."""
+        key = (grid, ratio, device)
+        if key not in self._known:
+            self._known[key] = self.pool(grid, ratio).to(device)
+        return self._known[key]
 
     def pool(self, grid: tuple[int, int], ratio: float) -> Tensor:
         """All scores, (size, L), on the CPU: so that a pool is the same on any device."""

@@ -1,14 +1,14 @@
 """Which tokens a distilled student sees: chosen by what a teacher makes of the clip, or drawn.
 
 Progressive redundant-token masking (Hybrid Distill; the details are those of PCAE, whose masking it says it follows):
-at a few depths of the teacher, the tokens that resemble the mean of the kept ones most fall away. One mask comes out
-of it, which the student has from its input on. A clip's mask depends on nothing but the clip. Class tokens are
-neither ranked nor dropped, they are not among the tokens here.
+at a few depths of the teacher, the tokens that resemble the mean of the kept ones most fall away (`mask.likeness` says
+in what). One mask comes out of it, which the student has from its input on. A clip's mask depends on nothing but the
+clip. Class tokens are neither ranked nor dropped, they are not among the tokens here.
 
 A policy is one class in one file of this folder, registered under the name a recipe gives it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -107,7 +107,8 @@ class DirectMask:
         """See `Policy`."""
         (last,) = tokens.values()
         everything = torch.arange(last.shape[1], device=last.device).expand(last.shape[:2])
-        return drop_redundant(last, everything, share(last.shape[1], self.options.keep, self.floor))
+        num_keep = share(last.shape[1], self.options.keep, self.floor)
+        return drop_redundant(last, everything, num_keep, self.options.likeness)
 
 
 @policies.register("redundancy")
@@ -129,7 +130,8 @@ class RedundancyMask:
         first = next(iter(tokens.values()))
         kept = torch.arange(first.shape[1], device=first.device).expand(first.shape[:2])
         for layer in sorted(tokens):
-            kept = drop_redundant(tokens[layer], kept, share(kept.shape[1], 1 - self.options.drop, self.floor))
+            num_keep = share(kept.shape[1], 1 - self.options.drop, self.floor)
+            kept = drop_redundant(tokens[layer], kept, num_keep, self.options.likeness)
         return kept
 
 
@@ -138,14 +140,36 @@ def share(tokens: int, kept: float, floor: int = 0) -> int:
     return max(int(tokens * kept + _SLACK), min(tokens, max(floor, 1)))
 
 
-def drop_redundant(tokens: Tensor, kept: Tensor, num_keep: int) -> Tensor:
-    """The `num_keep` of the `kept` (B, K) tokens of (B, L, D) that resemble their mean least, in natural order.
-
-    Resemblance is the product of a token, scaled to length 1, with the mean of the scaled kept tokens.
-    """
+def drop_redundant(tokens: Tensor, kept: Tensor, num_keep: int, likeness: str = "cosine") -> Tensor:
+    """The `num_keep` of the `kept` (B, K) tokens of (B, L, D) that resemble their mean least, in natural order."""
     with torch.autocast(tokens.device.type, enabled=False):
         own = tokens.float().gather(1, kept.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-        own = F.normalize(own, dim=-1)
-        score = (own * own.mean(dim=1, keepdim=True)).sum(dim=-1)  # (B, K)
+        score = LIKENESS[likeness](own)  # (B, K)
     lowest = score.argsort(dim=1, stable=True)[:, :num_keep]
     return kept.gather(1, lowest).sort(dim=1).values
+
+
+def _product(own: Tensor) -> Tensor:
+    return (own * own.mean(dim=1, keepdim=True)).sum(dim=-1)
+
+
+def _cosine(own: Tensor) -> Tensor:
+    return _product(F.normalize(own, dim=-1))
+
+
+def _mean_cosine(own: Tensor) -> Tensor:
+    """Up to the length of the mean, which is one number for all tokens of a clip."""
+    return (F.normalize(own, dim=-1) * own.mean(dim=1, keepdim=True)).sum(dim=-1)
+
+
+def _distance(own: Tensor) -> Tensor:
+    return -(own - own.mean(dim=1, keepdim=True)).square().sum(dim=-1)
+
+
+LIKENESS: dict[str, Callable[[Tensor], Tensor]] = {
+    "cosine": _cosine,
+    "mean_cosine": _mean_cosine,
+    "product": _product,
+    "distance": _distance,
+}
+"""`mask.likeness` -> score (B, K) of kept tokens (B, K, D); the highest resemble their mean most."""

@@ -70,14 +70,28 @@ class ImageClassifier(nn.Module):
         return {"mlp_head.": head_scale, **scales}
 
 
-def set_drop_path(vit: Any, rate: float) -> None:
-    """Stochastic depth of a ViT of timm, rising over the blocks from 0 to `rate`."""
-    from timm.layers import DropPath
+_IN_TIMM = {"0.": "fc_norm.", "1.": "head."}
+"""Norm and linear layer of the head -> their names in a timm model with global_pool = "avg"."""
 
-    rates = torch.linspace(0, rate, len(vit.blocks)).tolist()
-    for block, own in zip(vit.blocks, rates, strict=True):
-        for name in ("drop_path1", "drop_path2"):
-            setattr(block, name, DropPath(own) if own else nn.Identity())
+
+def to_timm(encoder: State, head: State) -> State:
+    """One state dict as timm's class names it. With a head, timm has no final norm over tokens: it is left out."""
+    if not head:
+        return dict(encoder)
+    kept = {name: value for name, value in encoder.items() if not name.startswith("norm.")}
+    return kept | {_IN_TIMM[name[:2]] + name[2:]: value for name, value in head.items()}
+
+
+def of_timm(state: State) -> tuple[State, State]:
+    """(encoder, head) of a state dict of timm's: `to_timm` backwards; beside a head the encoder lacks its norm."""
+    ours = {theirs: own for own, theirs in _IN_TIMM.items()}
+    head = {
+        ours[prefix] + name.removeprefix(prefix): value
+        for prefix in ours
+        for name, value in state.items()
+        if name.startswith(prefix)
+    }
+    return {name: value for name, value in state.items() if not name.startswith(tuple(ours))}, head
 
 
 def patch_tokens(vit: Any, frame: Tensor) -> Tensor:

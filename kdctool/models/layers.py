@@ -1,5 +1,6 @@
 """The parts of a vision transformer, with the names and numbers of the released CAV-MAE weights."""
 
+import faulthandler
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,11 @@ SCORES = 1 << 23
 """Attention scores that are held at once where attention is written out: 16 MB, about what a CPU's cache keeps."""
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 """Whether this build of torch brings oneDNN's float32 linear layer."""
+
+if HAS_ONEDNN and not faulthandler.is_enabled():
+    # oneDNN's AVX-512 product keeps values where the frame of a signal is written (Ctrl-C, Slurm's USR1, the end of a
+    # reading process): the heap is corrupted then. With faulthandler signals have a stack of their own.
+    faulthandler.enable(file=2)
 
 
 def layer_norm(width: int) -> nn.LayerNorm:

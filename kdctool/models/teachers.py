@@ -25,9 +25,9 @@ State = dict[str, Tensor]
 FRAMES = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NON_COMMERCIAL = "no commercial use, of what is distilled from it neither"
 UNKNOWN_LICENCE = "licence not stated: see where the weights came from"
-_HEADS = re.compile(r"(head|fc_norm|head_drop|attn_pool|head_dist)\..*|dist_token")
+HEADS = re.compile(r"(head|fc_norm|head_drop|attn_pool|head_dist)\..*|dist_token")
 """What a classifier adds to a ViT; features are taken before it."""
-_DECODER = re.compile(r"decoder_.*|mask_token")
+DECODER = re.compile(r"decoder_.*|mask_token")
 """What the full files of MAE carry beside the encoder."""
 
 
@@ -136,11 +136,12 @@ def from_timm(
 
     known = timm.get_pretrained_cfg(model, allow_unregistered=True)
     card = {**(known.to_dict() if known is not None else {}), **(card or {})}
-    _refuse_other_activation(name, model, card)
+    refuse_other_activation(model, card, f"objective.distill.teachers.{name}.id")
     vit = create(model, f"objective.distill.teachers.{name}.id", img_size=image_size)
     streams_of(vit, f"teacher {name} ({model})")
     if state is not None:
-        _fill(vit, state, name, model, path)
+        fix = f"set objective.distill.teachers.{name}.id to the model that these weights are of"
+        fill(vit, state, model, path, f"teacher '{name}'", fix)
     own = Seen(tuple(mean or card.get("mean") or FRAMES[0]), tuple(std or card.get("std") or FRAMES[1]))
     return Teacher(vit, About(model, path, sha256, licence(card.get("license"))), own, Seen.of(data))
 
@@ -152,40 +153,41 @@ def licence(name: str | None) -> str:
     return f"{name.upper()}: {NON_COMMERCIAL}" if "-nc" in name.lower() else name
 
 
-def _refuse_other_activation(name: str, model: str, card: Mapping[str, Any]) -> None:
+def refuse_other_activation(model: str, card: Mapping[str, Any], key: str) -> None:
+    """UsageFault where timm notes that the weights want QuickGELU and `model` computes GELU; `key` named the model."""
     notes = card.get("notes") or ()
     if any("QuickGELU" in note for note in notes) and "quickgelu" not in model:
         right = model.replace("_clip_", "_clip_quickgelu_")
         raise UsageFault(
-            f"objective.distill.teachers.{name}.id = '{model}' computes GELU, its weights were trained with QuickGELU: "
+            f"{key} = '{model}' computes GELU, its weights were trained with QuickGELU: "
             "a frozen teacher would be a slightly different network",
-            f"set id = '{right}'",
+            f"set {key.rpartition('.')[2]} = '{right}'",
         )
 
 
-def _fill(vit: Any, state: State, name: str, model: str, path: str) -> None:
-    """Load every tensor of `vit` or none; heads and decoders are left out, positions are fitted to the grid."""
+def fill(vit: Any, state: State, model: str, path: str, who: str, fix: str) -> None:
+    """Load every tensor of `vit` or none; heads and decoders are left out, positions are fitted to the grid.
+
+    Faults say that `path` is not `model`, for whom (`who`), and what to do about it (`fix`).
+    """
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     if "decoder_embed.weight" in state:
-        state = {key: value for key, value in state.items() if not _DECODER.fullmatch(key)}
+        state = {key: value for key, value in state.items() if not DECODER.fullmatch(key)}
     kernel = state.get("patch_embed.proj.weight", state.get("visual.conv1.weight"))
     own = vit.patch_embed.proj.weight
-    fix = f"set objective.distill.teachers.{name}.id to the model that these weights are of"
     if kernel is not None and kernel.ndim == 4 and kernel.shape[-1] != own.shape[-1]:
-        raise UsageFault(
-            f"{path} has patches of {kernel.shape[-1]} pixels, {model} has {own.shape[-1]}: teacher '{name}'", fix
-        )
+        raise UsageFault(f"{path} has patches of {kernel.shape[-1]} pixels, {model} has {own.shape[-1]}: {who}", fix)
     try:
         fitted: State = checkpoint_filter_fn(dict(state), vit)
     except (RuntimeError, KeyError, ValueError, AttributeError) as error:
-        raise UsageFault(f"{path} does not hold the weights of {model} (teacher '{name}'): {error}", fix) from error
+        raise UsageFault(f"{path} does not hold the weights of {model} ({who}): {error}", fix) from error
     wanted = {key: value.shape for key, value in vit.state_dict().items()}
-    found = {key: value.float() for key, value in fitted.items() if key in wanted or not _HEADS.fullmatch(key)}
+    found = {key: value.float() for key, value in fitted.items() if key in wanted or not HEADS.fullmatch(key)}
     if faults := differences(wanted, found):
         told = "; ".join(faults).replace("the recipe makes it", f"{model} has")
-        raise UsageFault(f"{path} does not hold the weights of {model} (teacher '{name}'): {told}", fix)
-    refuse_broken(found, f"teacher '{name}'")
+        raise UsageFault(f"{path} does not hold the weights of {model} ({who}): {told}", fix)
+    refuse_broken(found, who)
     vit.load_state_dict(found, strict=True)
 
 

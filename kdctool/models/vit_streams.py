@@ -90,7 +90,7 @@ class VitStreams:
             before = before + table[:, : self.stream.prefix] if with_prefix else before
         if keep is not None and mask_token is None:
             x = pick(x, keep)
-        x = torch.cat((before.to(x.dtype).expand(len(x), -1, -1), x), dim=1)
+        x = torch.cat((before.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1)  # len() would fix the batch in a graph
         return vit.norm_pre(x) if hasattr(vit, "norm_pre") else x
 
     def last(self, name: str) -> int:

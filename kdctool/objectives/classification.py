@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdctool.batch import Batch
 from kdctool.errors import UsageFault
+from kdctool.models import drop_path
 from kdctool.models.classifier import AVClassifier
 from kdctool.models.image_classifier import ImageClassifier
 from kdctool.objectives import Loss
@@ -16,7 +17,7 @@ from kdctool.recipe import Finetune
 
 
 class ClassificationObjective(nn.Module):
-    """Loss of a classifier's logits against batch["label"] (B, classes); nothing couples clips, nothing is random.
+    """Loss of a classifier's logits against batch["label"] (B, classes); nothing couples clips.
 
     `multi_label` decides what `loss = "auto"` means. `freeze_encoder` and the attentive head leave the head alone
     trainable. Labels may be soft: mixup makes them so.
@@ -45,6 +46,7 @@ class ClassificationObjective(nn.Module):
         self, batch: Batch, rng: torch.Generator, global_batch: int, feature_grads: dict[str, Tensor] | None = None
     ) -> Loss:
         """batch: fbank (B, T, F), frame (B, C, H, W), label (B, classes) in [0, 1]. See `Objective`."""
+        drop_path.draw(self.classifier, batch, global_batch, rng)
         logits = self.classifier(batch)
         with torch.autocast(logits.device.type, enabled=False):
             logits, label = logits.float(), batch["label"].float()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdctool.models.streams import Qkv, pick
-from kdctool.recipe.distill import DistillLoss
+from kdctool.recipe.distill_loss import DistillLoss
 
 EPSILON = 1e-6
 """Added to the variance where targets are whitened."""

@@ -6,7 +6,8 @@ from functools import reduce
 
 from kdctool.errors import UsageFault
 from kdctool.models.streams import Stream, Streams, Wanted, resolve
-from kdctool.recipe.distill import Distill, DistillLoss
+from kdctool.recipe.distill import Distill
+from kdctool.recipe.distill_loss import DistillLoss
 
 SINGLE = ("audio", "video")
 JOINT = "joint"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdctool.batch import Batch
 from kdctool.errors import UsageFault
 from kdctool.masking.redundancy import Policy, policies
+from kdctool.models import drop_path
 from kdctool.models.streams import Heard, Wanted, pick
 from kdctool.models.student import streams_of
 from kdctool.models.teachers import Teacher, Teachers
@@ -37,6 +38,11 @@ class HybridDistill(nn.Module):
         super().__init__()
         self.distill = options = recipe.objective.distill
         given = teachers or {}
+        if not any(loss.weight for loss in options.losses):
+            raise UsageFault(
+                "[[objective.distill.losses]] holds none with a weight: there is nothing to minimise",
+                "model.init = FOLDER in a recipe that has losses, such as recipes/hybrid_clip.toml; or finetune it",
+            )
         if missing := [name for name in options.used() if name not in given]:
             raise UsageFault(
                 f"teachers {', '.join(missing)} of objective.distill were not opened", "name their weights"
@@ -71,6 +77,7 @@ class HybridDistill(nn.Module):
         """batch: frame (B, C, H, W), row (B,), and fbank (B, T, F) where the student hears. See `Objective`."""
         taught = self.teach(batch)
         keep = self.keep(taught, batch, rng, global_batch)
+        drop_path.draw(self.encoder, batch, global_batch, rng)
         seen = self.study(batch, keep)
         terms: dict[str, Tensor] = {}
         for lesson in self.lessons:

@@ -117,8 +117,8 @@ class KdcMae(nn.Module):
                 more, seen = _evaluate(self.coupled_parts, everyone)
                 terms.update(more)
                 meters.update(seen)
-            total = torch.stack([self.weights[name] * value for name, value in terms.items()] or [torch.zeros(())])
-            total = total.sum().to(batch["fbank"].device)
+            weighted = [self.weights[name] * value for name, value in terms.items()]
+            total = torch.stack(weighted).sum() if weighted else torch.zeros((), device=batch["fbank"].device)
             if feature_grads:
                 total = total + inner_products(self, pooled, feature_grads)
         raw = {name: value.detach() for name, value in terms.items()}

@@ -1,4 +1,4 @@
-"""Distillation: frozen teachers, a student, and what of the one the other shall reproduce.
+"""Distillation: frozen teachers, a student, what it sees, and the losses between them (distill_loss.py).
 
 Defaults are the literal reading of Hybrid Distill (Shi et al., ICLR 2024), which published no code; where the paper
 leaves a choice, the docstring of the key says which one was made. Layers are counted from 1 as in the paper, or from
@@ -11,26 +11,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from kdctool.recipe.kinds import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Ratio, as_tuple
-from kdctool.registry import NOT_A_RESULT, Section
+from kdctool.recipe.distill_loss import PRESETS, DistillLoss, Layers
+from kdctool.recipe.kinds import NonNegative, Positive, Ratio, as_tuple
+from kdctool.registry import NOT_A_RESULT, ONLY_WHERE_SET, Section
 
-Layers = Annotated[tuple[int, ...], BeforeValidator(as_tuple)]
 Channels = Annotated[tuple[float, ...], BeforeValidator(as_tuple)]
-Kinds = Annotated[tuple[Literal["qk", "vv"], ...], BeforeValidator(as_tuple), Field(min_length=1)]
 
 AV = "av"
 """The student that [model] describes."""
-LAST: Layers = (-1,)
-BEFORE_LAST: Layers = (-3, -2)
-"""The two blocks before the last: 10 and 11 of 12."""
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "paper": {},
-    "scaled": {"relation": {"scale": "sqrt_head_dim"}},
-}
-"""Defaults beneath the losses of each kind. paper: the literal reading. scaled: relations as attention computes them,
-over the root of the head's width; an implementation from timm's attention would have come out so."""
-_OF_FEATURES = ("target_norm",)
-_OF_RELATIONS = ("rel", "softmax", "scale", "relation_heads")
 
 
 class TeacherSource(Section):
@@ -125,6 +113,13 @@ class TokenMask(Section):
     layers: Layers = ()
     """redundancy: blocks of the teacher, counted from 0 as the paper counts here, after which the tokens nearest to the
     mean of those still kept fall; empty: 0, a third and two thirds of its depth (0, 4, 8 of 12)."""
+    likeness: Literal["cosine", "mean_cosine", "product", "distance"] = Field(
+        "cosine", json_schema_extra=ONLY_WHERE_SET
+    )
+    """redundancy, direct: how a token resembles the mean of the kept ones. cosine: tokens of length 1 with the mean of
+    these; mean_cosine: with the mean of the tokens as they are, to which long ones give more; product: tokens as they
+    are with their mean; distance: the nearest in space. Not stated in the paper; cosine is that of the code that it
+    follows."""
     side: Literal["output", "input"] = "output"
     """redundancy: rank what these blocks put out (as the code that the paper follows), or what goes into them."""
     keep: Ratio = 0.35
@@ -133,93 +128,6 @@ class TokenMask(Section):
     """random: the registered masking that draws."""
     floor: NonNegative = 32
     """Tokens of each modality of an audio-visual student that stay whatever `drop` and `keep` say."""
-
-
-class DistillLoss(Section):
-    """One thing of a teacher that the student shall reproduce."""
-
-    kind: Literal["feature", "relation"]
-    """feature: tokens after a block; relation: the products of queries and keys (or of values) within a block."""
-    teacher: str
-    """Name of one of the teachers."""
-    name: str = ""
-    """What the log calls it; empty: kind_teacher."""
-    modality: Literal["each", "audio", "video", "joint"] = "each"
-    """each: all that student and teacher share, every modality a term of its own; joint (relation, audio-visual): the
-    joint block over both modalities, with one term each for audio-audio, video-video, audio-video, video-audio, and a
-    quarter of the weight each, so that the larger modality does not lead."""
-    teacher_layers: Layers = ()
-    """Blocks of the teacher; empty: the last for features and the joint modality, the two before it for relations."""
-    student_layers: Layers = ()
-    """Blocks of the student, one per block of the teacher; empty: the same numbers."""
-    over_layers: Literal["mean", "sum"] = "mean"
-    """How the losses of several blocks come together."""
-    target_norm: Literal["whiten", "none", "ln_affine", "ln_whiten"] = "whiten"
-    """Of features. whiten: every token minus its mean, over its standard deviation; ln_affine: the teacher's final norm
-    with its scale and shift; ln_whiten: that, then whiten (FD). Not stated in the paper; whiten is its codebase's."""
-    rel: Kinds = ("qk",)
-    """Which relations: queries with keys, values with values, or both, added up."""
-    softmax: bool = False
-    """Compare relations after the softmax over keys; the paper compares them before it."""
-    scale: Literal["none", "sqrt_head_dim"] = "none"
-    """Divide relations by the root of the head's width. none is what the paper writes; raw values are larger by 8 at
-    64 channels a head, so watch weighted/ and gradient/ in the log."""
-    relation_heads: NonNegative = 0
-    """Cut queries, keys and values of both sides into so many heads first (MiniLMv2), which lets head counts and widths
-    differ; 0: the heads as they are."""
-    metric: Literal["smooth_l1", "mse", "cos", "kl"] = "smooth_l1"
-    """cos (features): 1 - cosine per token; kl (relations after softmax): KL(teacher || student) summed over keys."""
-    beta: PositiveFloat = 2.0
-    """Error up to which smooth_l1 is quadratic."""
-    weight: NonNegativeFloat = 1.0
-    """Weight of each of its terms; 0 leaves it out. The paper has 1 and 1."""
-    at: Literal["visible", "masked", "all"] = "visible"
-    """Which tokens are compared."""
-    include_cls: bool = True
-    """Compare the class token too, where the student has one."""
-
-    @model_validator(mode="after")
-    def _kind_has_these_keys(self) -> "DistillLoss":
-        for key in _OF_RELATIONS if self.kind == "feature" else _OF_FEATURES:
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} = {getattr(self, key)!r} means nothing to kind = '{self.kind}': remove it")
-        if self.kind == "feature" and self.metric == "kl":
-            raise ValueError("metric = 'kl' compares relations after softmax: use smooth_l1, mse or cos for features")
-        if self.kind == "relation" and self.metric == "kl" and not self.softmax:
-            raise ValueError("metric = 'kl' compares distributions: set softmax = true")
-        if self.kind == "relation" and self.metric == "cos":
-            raise ValueError("metric = 'cos' compares features: use smooth_l1, mse or kl for relations")
-        return self
-
-    @model_validator(mode="after")
-    def _layers_fit(self) -> "DistillLoss":
-        of_teacher, of_student = self.layers
-        if 0 in of_teacher + of_student:
-            raise ValueError("layers are counted from 1, or from the end as -1, -2, ...: there is no layer 0")
-        if len(of_teacher) != len(of_student):
-            raise ValueError(
-                f"teacher_layers = {list(of_teacher)} and student_layers = {list(of_student)} are pairs: "
-                "give as many of the one as of the other"
-            )
-        if self.target_norm.startswith("ln_") and of_teacher != LAST:
-            raise ValueError(f"target_norm = '{self.target_norm}' is the final norm: set teacher_layers = [-1]")
-        if self.modality == "joint" and self.kind == "feature":
-            raise ValueError("modality = 'joint' is about relations: set kind = 'relation'")
-        if self.modality == "joint" and self.softmax:
-            raise ValueError("modality = 'joint' compares parts of the relations: set softmax = false")
-        return self
-
-    @property
-    def layers(self) -> tuple[Layers, Layers]:
-        """Blocks of the teacher and of the student, defaults filled in."""
-        usual = BEFORE_LAST if self.kind == "relation" and self.modality != "joint" else LAST
-        of_teacher = self.teacher_layers or usual
-        return of_teacher, self.student_layers or of_teacher
-
-    @property
-    def term(self) -> str:
-        """What the log calls it."""
-        return self.name or f"{self.kind}_{self.teacher}"
 
 
 class Distill(Section):

@@ -1,5 +1,6 @@
 """Classification on top of a pre-trained encoder: who learns, from which clips, and how they are augmented."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -8,6 +9,9 @@ from kdctool.recipe.kinds import NonNegative, Positive, PositiveFloat
 from kdctool.recipe.model import Model
 from kdctool.recipe.training import Optim, Training
 from kdctool.registry import ONLY_WHERE_SET, Section
+
+RAND_AUGMENT = re.compile(r"rand(-(m\d+|n[1-9]\d*|p(0?\.\d+|1(\.0)?)|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]))*")
+"""What `rand_augment` may say. timm skips sections that it does not know."""
 
 
 class FinetuneOptim(Optim):
@@ -53,6 +57,17 @@ class Finetune(Section):
     """Share of the clips that are mixed with another one: waveforms, frames and labels; CAV-MAE has 0.5."""
     mixup_alpha: PositiveFloat = Field(10.0, json_schema_extra=ONLY_WHERE_SET)
     """The first clip's weight comes from Beta(alpha, alpha); 10 is CAV-MAE's."""
+    cutmix: Annotated[float, Field(ge=0, le=1)] = Field(0.0, json_schema_extra=ONLY_WHERE_SET)
+    """Share of the clips that `mixup` chose which get a rectangle of the other's picture instead of a blend of both;
+    timm's mixup_switch_prob. For frames alone."""
+    cutmix_alpha: PositiveFloat = Field(1.0, json_schema_extra=ONLY_WHERE_SET)
+    """The share of the first picture comes from Beta(alpha, alpha), before the rectangle is cut at the edges; its
+    label then weighs what is left of its area."""
+    rand_augment: str = Field("", json_schema_extra=ONLY_WHERE_SET)
+    """RandAugment of the picture that is shown, by timm and in its words: rand-m9-mstd0.5-inc1 is MAE's and DeiT's.
+    Bicubic; edges are filled with data.image_mean. Empty: none."""
+    erasing: Annotated[float, Field(ge=0, le=1)] = Field(0.0, json_schema_extra=ONLY_WHERE_SET)
+    """Share of the pictures of which a rectangle, 2 to 33 % of the area, becomes noise (timm's mode "pixel")."""
     freq_mask: NonNegative = Field(0, json_schema_extra=ONLY_WHERE_SET)
     """SpecAug: one band of fewer than so many mel bins is blanked; CAV-MAE has 48. 0 = none."""
     time_mask: NonNegative = Field(0, json_schema_extra=ONLY_WHERE_SET)
@@ -86,6 +101,24 @@ class Finetune(Section):
                     f"finetune.{key} = {widest} is wider than the model's filter bank ({size}); set it to {size // 4}"
                 )
         return ""
+
+    @model_validator(mode="after")
+    def _pictures_are_augmented(self) -> "Finetune":
+        if self.cutmix and not self.mixup:
+            raise ValueError(f"cutmix = {self.cutmix:g} is a share of the clips that mixup mixes: set mixup = 1.0 too")
+        if self.cutmix and self.modality != "video":
+            raise ValueError(
+                f"cutmix = {self.cutmix:g} cuts pictures, there is no such part of a sound: set cutmix = 0, or "
+                "modality = 'video'"
+            )
+        if self.modality == "audio" and (self.rand_augment or self.erasing):
+            raise ValueError("rand_augment and erasing change pictures, modality = 'audio' sees none: leave them out")
+        if self.rand_augment and not RAND_AUGMENT.fullmatch(self.rand_augment):
+            raise ValueError(
+                f"rand_augment = '{self.rand_augment}' is not understood: rand, then any of -mMAGNITUDE, -nLAYERS, "
+                "-pPROBABILITY, -mstdDEVIATION, -mmaxLIMIT, -inc1, for example rand-m9-mstd0.5-inc1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _keys_agree(self) -> "Finetune":

@@ -28,10 +28,12 @@ def load(path: Path | str, overrides: list[str] | None = None) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        near = difflib.get_close_matches(path.name, _shipped_names(), n=1)
+        near = [f"{name}.toml" for name in difflib.get_close_matches(path.stem, map(_stem, _shipped_names()), n=1)]
         reason = getattr(error, "strerror", None) or error
         hint = f"did you mean recipes/{near[0]}?" if near else f"shipped: {', '.join(_shipped_names())}"
         raise UsageFault(f"cannot read recipe {path}: {reason}", hint) from error
+    if not text.strip():
+        raise UsageFault(f"recipe {path} is empty", "kdctool recipe new --from SHARDS writes one, or says why not")
     return loads(text, overrides, origin=str(path))
 
 
@@ -41,6 +43,10 @@ def shipped(name: str) -> Path:
     if not path.exists():
         raise UsageFault(f"no recipe {name} comes with kdctool", f"there are: {', '.join(_shipped_names())}")
     return path
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".toml")
 
 
 def _shipped_names() -> list[str]:
@@ -76,7 +82,8 @@ def validate(
             messages.append((place, f"{place}  {_explain(item)}"))
         unique = sorted(set(messages), key=lambda pair: (pair[0].rpartition(":")[0], _line_number(pair[0]), pair[1]))
         count = f"{len(unique)} error{'s' if len(unique) > 1 else ''}; nothing was written"
-        raise UsageFault("\n".join(message for _, message in unique) + f"\n{count}") from error
+        told = "\n".join(message for _, message in unique)
+        raise UsageFault(f"{told}\n{count}", "kdctool recipe schema says what every key may be") from error
 
 
 def preset_of(tree: dict[str, Any]) -> dict[str, Any]:

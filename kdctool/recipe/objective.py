@@ -199,7 +199,8 @@ def contradictions(masking: Masking, objective: Objective) -> list[tuple[str, st
 def distill_contradictions(objective: Objective, init: str, probes: int) -> list[tuple[str, str]]:
     """(cause, fix) of every pair of keys that cannot both hold for objective.name = "hybrid_distill"."""
     found = []
-    if not any(loss.weight for loss in objective.distill.losses):
+    described = objective.student_sees_frames_alone and init  # An imported image model, which nothing taught.
+    if not described and not any(loss.weight for loss in objective.distill.losses):
         found.append(
             (
                 f"objective.name = '{DISTILL}', but [[objective.distill.losses]] holds none with a weight",
@@ -208,8 +209,6 @@ def distill_contradictions(objective: Objective, init: str, probes: int) -> list
         )
     if objective.options:
         found.append((f"objective.options means nothing to '{DISTILL}'", "its knobs are in objective.distill"))
-    if objective.student_sees_frames_alone and init:
-        found.append((f"model.init = '{init}' is for audio-visual encoders", "remove it: an image student is random"))
     if objective.student_sees_frames_alone and probes:
         found.append((f"log.probe_every_steps = {probes} compares sound with frames, the student sees frames alone",
                       "set it to 0"))  # fmt: skip

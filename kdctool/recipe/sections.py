@@ -54,6 +54,9 @@ class Data(Section):
     """Folder of shards, relative to the working directory; `--shards` overrides it."""
     workers: NonNegative = Field(2, json_schema_extra=NOT_A_RESULT)
     """Processes that read and decode; 0 works in the training process."""
+    hold: Literal["none", "memory", "device", "auto"] = Field("none", json_schema_extra=NOT_A_RESULT)
+    """Decode every training clip once, before the first step, and keep it: in main memory, or on the training device.
+    auto: on the device or else in main memory where half of what is free there is enough, else as none."""
     train_split: str = "train"
     """Split that pretrain and finetune read."""
     eval_split: str = "test"
@@ -69,6 +72,10 @@ class Data(Section):
     (RandomResizedCrop: area from crop_scale, aspect 3/4 to 4/3, bicubic). Evaluation sees the centre."""
     crop_scale: Range = Field((0.2, 1.0), json_schema_extra=ONLY_WHERE_SET)
     """Smallest and largest share of the stored frame's area that crop = "random" shows."""
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = Field(1.0, json_schema_extra=ONLY_WHERE_SET)
+    """Where the centre is seen, so in every evaluation: the model's size over the short side that a frame is resized to
+    first. 1 shows the whole short side; 0.875 the centre 224 of 256 pixels, as ImageNet models are evaluated. The
+    frames should be stored at that short side or larger. For image models."""
     flip: bool = Field(False, json_schema_extra=ONLY_WHERE_SET)
     """Mirror every other frame left to right in training, at random."""
     fbank_mean: float = -5.081

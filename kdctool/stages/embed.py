@@ -13,23 +13,25 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdctool.batch import Batch
 from kdctool.data.loader import eval_batches
-from kdctool.data.whole import whole
-from kdctool.errors import DataFault, UsageFault, VerificationFault
+from kdctool.data.whole import BOTH, whole
+from kdctool.errors import DataFault, UsageFault, VerificationFault, quoted
 from kdctool.files import digest, locked, read_json, write_bytes, write_json
 from kdctool.media.settings import Settings
+from kdctool.models.image_classifier import patch_tokens
 from kdctool.progress import bar, say
 from kdctool.shards import index as shard_index
+from kdctool.shards.extraction import MANIFEST
 from kdctool.shards.index import Index, Split
 from kdctool.stages import embed_file, extract_to_shards, run_folder
-from kdctool.stages.eval_data import abouts, source_of
-from kdctool.stages.fitting import choose_device, with_workers
+from kdctool.stages.eval_data import abouts, source_of, with_workers
+from kdctool.stages.fitting import choose_device
 from kdctool.stages.load import Opened, open_model
 from kdctool.stages.media_file import settings_for
 from kdctool.tasks.retrieval import unit_embedding
 
 PIECE = 1024
-PARTS = ("audio", "video", "joint")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Embeddings:
     n_total: int
     missing: dict[str, int]
     width: int
+    parts: tuple[str, ...]
+    """Which vectors every row has; an image model has "video" alone."""
     resumed: int
     """Clips that an earlier start had embedded."""
 
@@ -66,7 +70,7 @@ def run(
     finite; nothing is written then.
     """
     embed_file.check(out)
-    opened = open_model(source or run_folder.newest())
+    opened = open_model(source or run_folder.newest(), images=True)
     shards, lost = _shards(opened, clips, out, stride_s, every_window, workers)
     index = shard_index.load(shards)
     recipe = with_workers(opened.recipe, workers)
@@ -81,18 +85,20 @@ def run(
         total, missing, resumed = 0, dict(lost), 0
         for name in [split] if split else [n for n, count in index.splits.items() if count]:
             chosen = index.split(name)
-            usable, lacking = whole(chosen)
+            usable, lacking = whole(chosen, _needs(opened))
             total += len(chosen)
             for reason, count in lacking.items():
                 missing[reason] = missing.get(reason, 0) + count
             resumed += _split(opened, index, usable, name, pieces, recipe, device, batch_size)
         table = _gathered(pieces)
         if not len(table["uid"]):
-            raise DataFault(f"no clip of {clips} has both sound and picture: {missing}", "kdctool verify says more")
+            sought = "a picture" if opened.is_image else "both sound and picture"
+            raise DataFault(f"no clip of {clips} has {sought}: {missing}", "kdctool verify says more")
         embed_file.write(out, table, {"weights_sha256": opened.weights_sha256, "data_digest": index.digest})
         shutil.rmtree(pieces)
-    width = table["audio"].shape[1]
-    return Embeddings(out, opened.said(), len(table["uid"]), total + sum(lost.values()), missing, width, resumed)
+    parts = embed_file.vectors(table)
+    width, clips_in_all = table[parts[0]].shape[1], total + sum(lost.values())
+    return Embeddings(out, opened.said(), len(table["uid"]), clips_in_all, missing, width, parts, resumed)
 
 
 def _clear(pieces: Path, keys: str, overwrite: bool) -> None:
@@ -116,6 +122,9 @@ def _shards(
         if stride_s or every_window:
             raise UsageFault("--windows and --stride cut videos, and these are shards", "leave them out")
         return clips, {}
+    if (clips / MANIFEST).exists():
+        packed = f"kdctool shard {quoted(clips)} shards/, then kdctool embed shards/"
+        raise UsageFault(f"{clips} holds extracted clips, neither videos nor shards", packed)
     settings: Settings = settings_for(opened.recipe, opened.clip)
     if stride_s or every_window:
         settings = Settings(**{**vars(settings), "stride_s": stride_s or settings.window_s})
@@ -147,19 +156,15 @@ def _split(
 def _piece(
     opened: Opened, index: Index, split: Split, path: Path, recipe: Any, device: torch.device, batch_size: int
 ) -> None:
-    found: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
-    workers = recipe.data.workers
+    found: dict[str, list[np.ndarray]] = {}
+    workers, needs = recipe.data.workers, _needs(opened)
     with torch.inference_mode():
-        for batch in eval_batches(index, split, recipe, device, batch_size, workers, labels=False):
-            fbank, frame = batch["fbank"], batch["frame"]
-            joint = opened.encoder(fbank, frame, single=False).joint
-            assert joint is not None
-            tokens = opened.encoder.embed_audio(fbank), opened.encoder.embed_video(frame), joint
-            for part, values in zip(PARTS, tokens, strict=True):
+        for batch in eval_batches(index, split, recipe, device, batch_size, workers, labels=False, parts=needs):
+            for part, values in _tokens(opened, batch).items():
                 vectors = unit_embedding(values).cpu().numpy()
                 if not np.isfinite(vectors).all():
                     raise VerificationFault(f"{part} embeddings are not finite", "kdctool verify checks the weights")
-                found[part].append(vectors)
+                found.setdefault(part, []).append(vectors)
     told = abouts(split)
     rows = {
         "uid": np.array([split.key(i) for i in range(len(split))]),
@@ -170,6 +175,20 @@ def _piece(
     held = io.BytesIO()
     np.savez(held, **rows, **{part: np.concatenate(vectors) for part, vectors in found.items()})  # type: ignore[arg-type]
     write_bytes(path, held.getvalue())
+
+
+def _needs(opened: Opened) -> tuple[str, ...]:
+    return ("video",) if opened.is_image else BOTH
+
+
+def _tokens(opened: Opened, batch: Batch) -> dict[str, torch.Tensor]:
+    """Kind of vector -> tokens (B, L, D) whose mean it is."""
+    if opened.is_image:
+        return {"video": patch_tokens(opened.encoder, batch["frame"])}
+    fbank, frame = batch["fbank"], batch["frame"]
+    joint = opened.encoder(fbank, frame, single=False).joint
+    assert joint is not None
+    return {"audio": opened.encoder.embed_audio(fbank), "video": opened.encoder.embed_video(frame), "joint": joint}
 
 
 def _gathered(pieces: Path) -> dict[str, np.ndarray]:

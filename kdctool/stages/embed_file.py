@@ -11,6 +11,7 @@ from kdctool.errors import EnvironmentFault, UsageFault
 from kdctool.files import write_bytes, write_json
 
 SUFFIXES = (".npy", ".parquet")
+VECTORS = ("audio", "video", "joint")
 
 
 def check(out: Path) -> None:
@@ -21,18 +22,23 @@ def check(out: Path) -> None:
         raise EnvironmentFault(f"{out}: Parquet needs pyarrow", "pip install 'kdctool[parquet]', or name it .npy")
 
 
-def write(out: Path, table: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """Write a table of rows (uid, source, start_s, duration_s) with vectors audio, video, joint (N, D) each.
+def vectors(table: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """The kinds of vectors that a table has, in the order of the file."""
+    return tuple(name for name in VECTORS if name in table)
 
-    .npy holds float32 (N, 3, D), audio, video and joint in this order, and OUT.json the rows; .parquet has a column
+
+def write(out: Path, table: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    """Write a table of rows (uid, source, start_s, duration_s) with vectors (N, D): audio, video, joint or some.
+
+    .npy holds float32 (N, kinds, D), audio, video and joint in this order, and OUT.json the rows; .parquet has a column
     each, vectors as lists of float32.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npy":
         held = io.BytesIO()
-        np.save(held, np.stack([table["audio"], table["video"], table["joint"]], axis=1))
+        np.save(held, np.stack([table[name] for name in vectors(table)], axis=1))
         rows = {name: table[name].tolist() for name in ("uid", "source", "start_s", "duration_s")}
-        write_json(out.with_name(out.name + ".json"), {**about, "vectors": ["audio", "video", "joint"], "rows": rows})
+        write_json(out.with_name(out.name + ".json"), {**about, "vectors": list(vectors(table)), "rows": rows})
         write_bytes(out, held.getvalue())
         return
     import pyarrow as pa

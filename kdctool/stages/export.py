@@ -29,6 +29,7 @@ class Exported:
     folder: Path
     model: str
     kind: str
+    is_image: bool
     files: dict[str, int]
     """Name -> bytes."""
     checks: list[Check]
@@ -47,14 +48,14 @@ def run(
 ) -> Exported:
     """Export the model of `source` (default: the newest finished run) to `out` in every format of `to`.
 
-    Without `to`: hf and onnx, of an image model timm.
+    Without `to`: hf and onnx, of an image model timm. hf and timm write files of the same names: one of the two.
 
     Everything is written and compared beside `out`, which then appears by rename: an export that fails leaves
     nothing. With `shards` the comparison runs on their clips, without on seeded noise. `decoder` keeps the
     pre-training decoder in the safetensors file, so that pre-training can go on from the export.
     """
-    refuse_existing(out, overwrite)
     opened = open_model(source or run_folder.newest(), images=True)
+    refuse_existing(out, overwrite)
     load_plugins(opened.recipe.plugins)
     if to is None:
         to = ("timm",) if opened.is_image else ("hf", "onnx")
@@ -79,9 +80,9 @@ def run(
                 checks += writer.check(package, partial, probes)
                 progress.advance(note=f"{name} checked")
         parity.gate(checks)
-        files += card.write(package, partial, files, checks, probes)
+        files += card.write(package, partial, files, checks, probes, tuple(writers))
         sizes = write_manifest(partial, files)
-    return Exported(out, opened.said(), opened.kind, sizes, checks, probes.origin)
+    return Exported(out, opened.said(), opened.kind, opened.is_image, sizes, checks, probes.origin)
 
 
 def _check_formats(opened: Opened, writers: dict[str, Any]) -> None:
@@ -94,8 +95,15 @@ def _check_formats(opened: Opened, writers: dict[str, Any]) -> None:
             article = "an" if kind[0] in "ai" else "a"
             raise UsageFault(
                 f"--to {name} is for {takes} models, {opened.path} trained {article} {kind} one",
-                f"--to {','.join(fitting)}",
+                f"--to one or more of {','.join(fitting)}",
             )
+    owners: dict[str, str] = {}
+    for name, writer in writers.items():
+        for file in getattr(writer, "owns", ()):
+            if (other := owners.setdefault(file, name)) != name:
+                raise UsageFault(
+                    f"--to {other} and --to {name} both write {file}", "export them to two folders, with --out"
+                )
 
 
 def _package(opened: Opened, decoder: bool = False) -> Package:

@@ -1,31 +1,29 @@
 """Open a run or an export: the encoder, the classifier if there is one, and where the weights came from."""
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from kdctool import dist
 from kdctool import recipe as recipes
-from kdctool.errors import UsageFault, VerificationFault
+from kdctool.errors import UsageFault, VerificationFault, quoted
+from kdctool.export.about import ABOUT, NORM, WEIGHTS
 from kdctool.files import read_json, sha256_file
 from kdctool.models.av_encoder import AVEncoder
 from kdctool.models.classifier import AVClassifier
-from kdctool.models.image_classifier import ImageClassifier, image_model
-from kdctool.models.layouts import HEADS, State, detect, layout
-from kdctool.models.positions import fit_positions
-from kdctool.models.weights import load_state, load_strict, shown, split_state
+from kdctool.models.image_classifier import ImageClassifier, image_model, of_timm
+from kdctool.models.layouts import State
+from kdctool.models.weights import load_state, load_strict, split_state
 from kdctool.objectives import build as build_objective
-from kdctool.progress import say
-from kdctool.recipe import Model, Recipe
-from kdctool.stages.read_weights import read_weights
+from kdctool.recipe import Recipe
+from kdctool.stages.foreign import no_model
 from kdctool.stages.run_folder import RECIPE_FILE, RUN_FILE
+from kdctool.stages.run_folder import about as about_run
+from kdctool.stages.runs import unfinished
 from kdctool.train import checkpoint
 
-EXPORT_FILE = "kdctool.json"
+EXPORT_FILE = ABOUT
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,9 @@ class Opened:
     teachers: dict[str, Any] = field(default_factory=dict)
     """What the encoder was distilled from, as run.json has it: path, sha256 and licence by name."""
 
+    unfinished: str = ""
+    """`unfinished: step 26 of 80`; empty of weights that were trained to their end."""
+
     @property
     def is_image(self) -> bool:
         """Whether the encoder is a plain ViT that sees frames alone."""
@@ -74,132 +75,36 @@ class Opened:
     def said(self) -> str:
         """One line: what is about to be scored."""
         average = f", {self.average}" if self.average else ""
-        return f"{self.path} ({self.kind}), step {self.step}{average}, weights sha256 {self.weights_sha256[:12]}"
+        step = self.unfinished or f"step {self.step}"
+        return f"{self.path} ({self.kind}), {step}{average}, weights sha256 {self.weights_sha256[:12]}"
 
 
 def open_model(path: Path, *, images: bool = False) -> Opened:
     """Open a run folder (its newest complete checkpoint) or an export folder.
 
-    UsageFault for a run that trained an image model, unless the caller can do with `images`.
+    UsageFault for an image model, unless the caller can do with `images`.
     """
     if (path / RUN_FILE).exists():
         return _open_run(path, images)
     if (path / EXPORT_FILE).exists():
-        return _open_export(path)
-    raise UsageFault(
-        f"{path} is neither a run nor an export of kdctool" if path.exists() else f"{path} does not exist",
-        "a run is a folder under runs/; an export is what kdctool export writes",
-    )
+        return _open_export(path, images)
+    raise no_model(path)
 
 
-@dataclass(frozen=True)
-class Initial:
-    """Weights to start a training from, by released names, made to fit a model's positions."""
-
-    state: State
-    fresh: dict[str, str]
-    """Regular expression of names that these weights do not fill -> why."""
-    notes: tuple[str, ...]
-
-
-def initial_state(path: Path, model: Model) -> Initial:
-    """Weights of a run, of an export or import, or of a file in a layout that its names tell (not timm's)."""
-    if path.is_dir():
-        source, state = _folder_state(path)
-        _check_heads(source.heads, model.heads, f"{path} was trained with", f"--set model.heads={source.heads}")
-        fitted, notes = fit_positions(state, model, source)
-        return Initial(fitted, {}, tuple(notes))
-    state = read_weights(path)
-    name = detect(state)
-    if not name:
-        first = ", ".join(list(state)[:3])
-        raise UsageFault(f"model.init = {path} holds no known layout of weights (it begins with {first})",
-                         f"kdctool import {path} --as LAYOUT FOLDER, then model.init = FOLDER")  # fmt: skip
-    known = layout(name)
-    usual = known.sizes(state).model.get("heads", model.heads)
-    _tell(f"{path} looks like {name}")
-    if known.sizes(state).model["width"] in HEADS:
-        fix = f"--set model.heads={usual}; or kdctool import {path} with the other number, and start from that"
-        _check_heads(usual, model.heads, f"published models as wide as {path} have", fix)
-    mapped = known.translate(state, model)
-    fitted, notes = fit_positions(mapped.state, model)
-    left = [f"{len(mapped.unused)} tensors unused: {shown(list(mapped.unused))}"] if mapped.unused else []
-    return Initial(fitted, mapped.fresh, (*mapped.notes, *left, *notes))
-
-
-def weights_digest(path: Path) -> str:
-    """sha256 that tells the weights of a run, an export or a file apart from others."""
-    if not path.is_dir():
-        if not path.is_file():
-            raise UsageFault(f"there are no weights at {path}", "model.init and --init name a run, an export or a file")
-        return sha256_file(path)
-    if (path / RUN_FILE).exists():
-        return checkpoint.weights_sha256(_newest(path))
-    if (path / EXPORT_FILE).exists():
-        return str(read_json(path / EXPORT_FILE)["weights_sha256"])
-    raise UsageFault(f"model.init = {path} holds no weights", "name a run, an export, an import or a weights file")
-
-
-def start_from(path: Path, model: Model, encoder: AVEncoder, decoder: nn.Module | None) -> None:
-    """Load what `model.init` names into fresh modules; each is filled whole, kept as it is and told, or an error."""
-    initial = initial_state(path, model)
-    _tell(*initial.notes)
-    encoder_state, decoder_state, _ = split_state({name: value.float() for name, value in initial.state.items()})
-    load_strict(encoder, _completed(encoder_state, encoder, initial.fresh), "encoder")
-    if decoder is None:
-        return
-    if decoder_state:
-        load_strict(decoder, _completed(decoder_state, decoder, initial.fresh), "decoder")
-    else:
-        _tell(f"{path} has no decoder, so it starts random")
-
-
-def _tell(*notes: str) -> None:
-    for note in notes if dist.is_main() else ():
-        say(f"model.init: {note}")
-
-
-def _completed(state: State, module: nn.Module, fresh: dict[str, str]) -> State:
-    """`state` with the module's own values of what a layout never fills."""
-    own = module.state_dict()
-    missing = [name for name in own if name not in state and any(re.fullmatch(pattern, name) for pattern in fresh)]
-    return {**state, **{name: own[name] for name in missing}}
-
-
-def _folder_state(path: Path) -> tuple[Model, State]:
-    if (path / RUN_FILE).exists():
-        parts = Parts.of_run(checkpoint.weights(_newest(path)))
-        return recipes.load(path / RECIPE_FILE).model, {**parts.encoder, **parts.decoder}
-    if (path / EXPORT_FILE).exists():
-        about = read_json(path / EXPORT_FILE)
-        encoder, decoder, _ = split_state(_exported_state(path, about))
-        return recipes.validate(about["recipe"], origin=str(path / EXPORT_FILE)).model, {**encoder, **decoder}
-    raise UsageFault(f"model.init = {path} holds no weights", "name a run, an export, an import or a weights file")
-
-
-def _check_heads(theirs: int, ours: int, who: str, fix: str) -> None:
-    if theirs != ours:
-        raise UsageFault(
-            f"model.heads = {ours}, but {who} {theirs}: the shapes of attn.qkv are the same, what they mean is not", fix
-        )
-
-
-def _newest(run: Path) -> checkpoint.Checkpoint:
+def newest_checkpoint(run: Path) -> checkpoint.Checkpoint:
     found = checkpoint.latest(run / "checkpoints")
     if found is None:
-        raise UsageFault(f"{run} has no complete checkpoint", "type its command again: it starts where it can")
+        raise UsageFault(
+            f"{run} has no complete checkpoint", f"kdctool runs show {quoted(run)} names the command that goes on"
+        )
     return found
 
 
 def _open_run(run: Path, images: bool) -> Opened:
-    found = _newest(run)
-    about = read_json(run / RUN_FILE)
+    found = newest_checkpoint(run)
+    about = about_run(run)
     recipe = recipes.load(run / RECIPE_FILE)
-    if recipe.objective.student_sees_frames_alone and not images:
-        raise UsageFault(
-            f"{run} trained an image model ({recipe.objective.distill.student.arch}), not an audio-visual encoder",
-            "kdctool finetune, eval and export --to timm take it; so does objective.distill.teachers.NAME.path",
-        )
+    _check_kind(run, recipe, images)
     labels = tuple(about.get("labels", []))
     return _build(recipe, about["kind"], labels, Parts.of_run(checkpoint.weights(found))).opened(
         weights_sha256=checkpoint.weights_sha256(found),
@@ -211,26 +116,49 @@ def _open_run(run: Path, images: bool) -> Opened:
         clip=about.get("clip", {}),
         train_shards=about.get("shards", ""),
         teachers=about.get("teachers", {}),
+        unfinished=unfinished(run, found.step),
     )
 
 
-def _open_export(folder: Path) -> Opened:
-    about = read_json(folder / EXPORT_FILE)
-    parts = Parts.of_export(_exported_state(folder, about))
+def _open_export(folder: Path, images: bool) -> Opened:
+    about = _about_export(folder)
     recipe = recipes.validate(about["recipe"], origin=str(folder / EXPORT_FILE))
-    return _build(recipe, about["kind"], tuple(about["labels"]), parts).opened(
+    _check_kind(folder, recipe, images)
+    return _build(recipe, about["kind"], tuple(about["labels"]), Parts.of_export(folder, about)).opened(
         weights_sha256=about["weights_sha256"],
         step=about["step"],
         path=folder,
         multi_label=about["multi_label"],
         data_digest=about["data_digest"],
         clip=about.get("clip", {}),
+        teachers=about.get("teachers", {}),
+        unfinished=about.get("unfinished", ""),
     )
 
 
-def _exported_state(folder: Path, about: dict[str, Any]) -> State:
-    path = folder / "model.safetensors"
-    if sha256_file(path) != about["weights_sha256"]:
+def _about_export(folder: Path) -> dict[str, Any]:
+    path = folder / EXPORT_FILE
+    keys = {"recipe", "kind", "labels", "weights_sha256", "step", "multi_label", "data_digest"}
+    try:
+        found = dict(read_json(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise VerificationFault(f"{path} is damaged: {error}", "export again, or fetch it again") from error
+    if lacking := keys - found.keys():
+        raise VerificationFault(f"{path} lacks {', '.join(sorted(lacking))}", "export again, or fetch it again")
+    return found
+
+
+def _check_kind(path: Path, recipe: Recipe, images: bool) -> None:
+    if recipe.objective.student_sees_frames_alone and not images:
+        raise UsageFault(
+            f"{path} is an image model ({recipe.objective.distill.student.arch}), not an audio-visual encoder",
+            "kdctool finetune, eval, embed and export take it; so does objective.distill.teachers.NAME.path",
+        )
+
+
+def _sound(path: Path, sha256: str) -> State:
+    """Tensors of a file of an export; VerificationFault unless it is the file that was written."""
+    if sha256_file(path) != sha256:
         raise VerificationFault(f"{path} does not match the sha256 in {EXPORT_FILE}", "export again, or fetch it again")
     return load_state(path)
 
@@ -253,8 +181,14 @@ class Parts:
         return cls(*(_beneath(state, names) for names in prefixes))
 
     @classmethod
-    def of_export(cls, state: State) -> "Parts":
-        return cls(*split_state(state))
+    def of_export(cls, folder: Path, about: dict[str, Any]) -> "Parts":
+        """Of an export, whose kdctool.json is `about`."""
+        state = _sound(folder / WEIGHTS, about["weights_sha256"])
+        if about.get("names") != "timm":
+            return cls(*split_state(state))
+        encoder, head = of_timm(state)
+        norm = _sound(folder / NORM, about["norm_sha256"]) if "norm_sha256" in about else {}
+        return cls({**encoder, **norm}, {}, head)
 
 
 def _beneath(state: State, prefixes: tuple[str, ...]) -> State:

@@ -3,22 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from kdctool import recipe as recipes
 from kdctool.errors import EnvironmentFault, UsageFault
 from kdctool.files import read_json, sha256_file
-from kdctool.models.student import make_encoder
 from kdctool.models.teachers import About, Seen, Teacher, from_timm
-from kdctool.models.weights import load_state, load_strict
 from kdctool.objectives.distill_cost import bill
 from kdctool.objectives.hybrid_distill import HybridDistill
 from kdctool.recipe import Recipe
 from kdctool.recipe.distill import TeacherSource
-from kdctool.stages.load import EXPORT_FILE, Parts, open_model
+from kdctool.stages.load import EXPORT_FILE, open_model
 from kdctool.stages.read_weights import read_weights
-from kdctool.stages.run_folder import RECIPE_FILE, RUN_FILE
-from kdctool.train import checkpoint
+from kdctool.stages.run_folder import RUN_FILE
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 OF_A_RUN = "licence as of the data and weights that it was trained from"
@@ -160,10 +154,11 @@ def _timm(
 def _from_run(name: str, source: TeacherSource, recipe: Recipe) -> Teacher:
     """A run or an export of ours: an audio-visual encoder, or the image student of an earlier distillation."""
     path, given = Path(source.path), Seen.of(recipe.data)
-    own = recipes.load(path / RECIPE_FILE) if (path / RUN_FILE).exists() else None
-    if own is not None and own.objective.student_sees_frames_alone:
-        return _from_image_run(name, path, own, given)
-    opened = open_model(path)
+    opened = open_model(path, images=True)
+    own = Seen.of(opened.recipe.data)
+    if opened.is_image:
+        about = About(opened.recipe.objective.distill.student.arch, str(path), opened.weights_sha256, OF_A_RUN)
+        return Teacher(opened.encoder, about, own, given)
     theirs, ours = opened.recipe.model, recipe.model
     if (theirs.audio_frames, theirs.mel_bins) != (ours.audio_frames, ours.mel_bins):
         raise UsageFault(
@@ -172,19 +167,7 @@ def _from_run(name: str, source: TeacherSource, recipe: Recipe) -> Teacher:
             f"--set model.audio_frames={theirs.audio_frames} --set model.mel_bins={theirs.mel_bins}",
         )
     about = About(f"{opened.recipe.objective.name} ({opened.kind})", str(path), opened.weights_sha256, OF_A_RUN)
-    return Teacher(opened.encoder, about, Seen.of(opened.recipe.data), given, fbank=True)
-
-
-def _from_image_run(name: str, path: Path, own: Recipe, given: Seen) -> Teacher:
-    found = checkpoint.latest(path / "checkpoints")
-    if found is None:
-        raise UsageFault(f"teacher '{name}': {path} has no complete checkpoint", "type its command again")
-    weights = found.folder / checkpoint.MODEL
-    with torch.random.fork_rng():
-        vit = make_encoder(own)
-    load_strict(vit, Parts.of_run(load_state(weights)).encoder, f"teacher '{name}'")
-    about = About(own.objective.distill.student.arch, str(path), sha256_file(weights), OF_A_RUN)
-    return Teacher(vit, about, Seen.of(own.data), given)
+    return Teacher(opened.encoder, about, own, given, fbank=True)
 
 
 _SOURCES = {"file": _from_file, "dir": _from_folder, "timm": _from_hub, "run": _from_run}

@@ -140,6 +140,18 @@ def test_graphs_tell_nothing_about_the_machine_that_made_them(exported):
         assert b".py" not in data
 
 
+def test_graphs_carry_the_normalisation_of_their_own_inputs(study, exported):
+    told = {
+        name: {entry.key: json.loads(entry.value) for entry in onnx.load(exported.folder / name).metadata_props}
+        for name in ("audio.onnx", "classifier.onnx")
+    }
+    assert told["audio.onnx"]["kdctool.fbank_mean"] == -5.081
+    assert "kdctool.image_mean" not in told["audio.onnx"]
+    assert told["classifier.onnx"]["kdctool.image_std"] == [0.229, 0.224, 0.225]
+    assert told["classifier.onnx"]["kdctool.labels"] == ["bell", "dog", "rain"]
+    assert told["classifier.onnx"]["kdctool.weights_sha256"] == open_model(study.finetuned).weights_sha256
+
+
 def test_a_classifier_of_one_modality_has_one_input(study, tmp_path):
     head = AVClassifier(AVEncoder(study.recipe.model), 3, "video").eval()
     module, inputs, _ = graphs(_with(study, head))["classifier.onnx"]

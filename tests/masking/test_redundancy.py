@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kdctool.errors import UsageFault
-from kdctool.masking.redundancy import Policy, drop_redundant, policies, share
+from kdctool.masking.redundancy import LIKENESS, Policy, drop_redundant, policies, share
+from kdctool.recipe import result_keys
 from kdctool.recipe.distill import TokenMask
 
 GRID = (14, 14)
@@ -76,6 +77,39 @@ def test_the_length_of_a_token_is_no_redundancy() -> None:
     scaled = tokens * torch.rand(3, 196, 1, generator=torch.Generator().manual_seed(1)).add(0.1)
     policy = make(policy="redundancy", teacher="m")
     assert torch.equal(kept(policy, tokens), kept(policy, scaled))
+
+
+def ranked(likeness: str, rows: list[list[float]], keep: int) -> list[int]:
+    tokens = torch.tensor([rows])
+    found = drop_redundant(tokens, torch.arange(len(rows))[None], keep, likeness)
+    return found[0].tolist()
+
+
+def test_readings_of_likeness_find_other_tokens_nearest() -> None:
+    """Their mean is (2, 0.8), the mean of their directions (0.65, 0.52), that of the third is (0.71, 0.71)."""
+    tokens = [[6.0, -0.5], [1.9, 1.0], [0.05, 0.05], [0.05, 2.65]]
+    gone = {name: ({0, 1, 2, 3} - set(ranked(name, tokens, 3))).pop() for name in LIKENESS}
+    assert gone == {"cosine": 2, "mean_cosine": 1, "product": 0, "distance": 1}
+
+
+def test_the_distance_is_to_the_mean_in_space() -> None:
+    tokens = [[0.0, 0.0], [1.0, 0.0], [4.0, 0.0], [9.0, 0.0]]  # mean 3.5
+    assert ranked("distance", tokens, 3) == [0, 1, 3]
+    assert ranked("product", tokens, 3) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("policy", ["redundancy", "direct"])
+@pytest.mark.parametrize("likeness", ["mean_cosine", "product", "distance"])
+def test_policies_rank_by_the_likeness_of_the_recipe(policy: str, likeness: str) -> None:
+    tokens = noise() * torch.rand(3, 196, 1, generator=torch.Generator().manual_seed(1)).add(0.1)
+    usual, other = (kept(make(policy=policy, teacher="m", **more), tokens) for more in ({}, {"likeness": likeness}))
+    assert usual.shape == other.shape
+    assert not torch.equal(usual, other)
+
+
+def test_the_usual_likeness_does_not_change_the_digest_of_a_recipe() -> None:
+    assert "likeness" not in result_keys(TokenMask())
+    assert result_keys(TokenMask(likeness="product"))["likeness"] == "product"
 
 
 def test_ranking_is_against_the_mean_of_those_still_kept() -> None:

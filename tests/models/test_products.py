@@ -1,5 +1,9 @@
 """The faster products of a CPU give the numbers of torch's own."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -88,3 +92,36 @@ def test_attention_in_bfloat16_is_that_of_float32(tokens: int, scores: int, monk
     # bfloat16 keeps 8 bits: 1 in 256 per rounding, some of them along the way.
     assert F.mse_loss(rough.float(), exact).sqrt() < 0.02 * exact.std()
     assert F.mse_loss(got, want).sqrt() < 0.02 * want.std()
+
+
+SIGNALLED = """
+import ctypes, signal, time
+import torch
+from kdctool.models.layers import Linear
+
+class Stack(ctypes.Structure):
+    _fields_ = [("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+stack = Stack()
+ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+assert not stack.flags & 2, "signals are handled on the stack of the products"
+
+torch.set_num_threads(1)
+layer, x = Linear(128, 384), torch.randn(1536, 128, requires_grad=True)
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+until = time.monotonic() + 3
+while time.monotonic() < until:
+    layer(x).square().mean().backward()
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+@pytest.mark.skipif(not layers.HAS_ONEDNN, reason="this torch has no oneDNN product")
+def test_signals_do_not_corrupt_products() -> None:
+    """Without a stack of their own they did: "corrupted size vs. prev_size" on Ctrl-C."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONFAULTHANDLER"}
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -10,7 +10,7 @@ from distilling import ARCH, CLIP, SIDE, frames, vit
 from kdctool.errors import UsageFault, VerificationFault
 from kdctool.models.av_encoder import AVEncoder
 from kdctool.models.streams import Wanted
-from kdctool.models.teachers import NON_COMMERCIAL, About, Seen, Teacher, from_timm, licence
+from kdctool.models.teachers import NON_COMMERCIAL, About, Seen, Teacher, fill, from_timm, licence
 from kdctool.recipe import Data, Model
 
 LAST = {"video": Wanted(frozenset({6}), final=True)}
@@ -127,10 +127,8 @@ def test_weights_in_openais_names_are_translated() -> None:
     found["visual.ln_post.bias"] = found.pop("visual.norm.bias")
     found["visual.positional_embedding"] = found.pop("visual.pos_embed")[0]
     found["visual.class_embedding"] = found.pop("visual.cls_token")[0, 0]
-    from kdctool.models.teachers import _fill
-
     target = vit(2, arch="test_vit", pre_norm=True)
-    _fill(target, found, "c", "clip", "openai.pt")
+    fill(target, found, "clip", "openai.pt", "teacher 'c'", "no fix")
     for name, value in target.state_dict().items():
         torch.testing.assert_close(value, plain[name], msg=name)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trainers import make_trainer
 
 from kdctool import dist
 from kdctool.batch import Batch
@@ -13,7 +14,7 @@ from kdctool.objectives import build
 from kdctool.recipe import Recipe, load
 from kdctool.recipe.machine import Parallel
 from kdctool.train.parallel import whole, wrap
-from kdctool.train.step import Trainer, train_step
+from kdctool.train.step import train_step
 
 
 def steps(recipe: Recipe, batch: Batch, mode: str, micros: int) -> dict[str, Any]:
@@ -22,19 +23,7 @@ def steps(recipe: Recipe, batch: Batch, mode: str, micros: int) -> dict[str, Any
     torch.manual_seed(0)
     objective = build(recipe, AVEncoder(recipe.model))
     module = wrap(objective, torch.device("cpu"), Parallel.model_validate({"mode": mode, "compile": "off"}))
-    trainer = Trainer(
-        objective=objective,
-        module=module,
-        optimizer=torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=1e-2),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        device=torch.device("cpu"),
-        autocast=None,
-        global_batch=8,
-        grad_clip=0.0,
-        seed=5,
-        gradient_norms_every=2,
-        collapse_every=2,
-    )
+    trainer = make_trainer(objective, module=module, gradient_norms_every=2, collapse_every=2)
     parts = [{name: x[rank + m * ranks :: ranks * micros] for name, x in batch.items()} for m in range(micros)]
     rows = [dict(train_step(trainer, parts, step)) for step in range(3)]
     return {"rows": rows, "state": {name: whole(value) for name, value in objective.state_dict().items()}}

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from trainers import make_trainer
 
 from kdctool.batch import Batch
 from kdctool.objectives.contrastive import accuracy, info_nce, similarity
-from kdctool.train.step import Trainer, train_step
+from kdctool.train.step import train_step
 
 LEARNS = {"contrastive": {"learn_temperature": True, "weight": 1.0, "temperature_range": [0.04, 0.06]}}
 
@@ -50,20 +51,6 @@ def test_a_learned_temperature_starts_where_the_fixed_one_is(
     torch.testing.assert_close(a.total, b.total)
     assert float(b.meters["temperature"]) == pytest.approx(0.05)
     assert "temperature" not in a.meters
-
-
-def make_trainer(objective: Any, lr: float) -> Trainer:
-    return Trainer(
-        objective=objective,
-        module=objective,
-        optimizer=torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=lr),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        device=torch.device("cpu"),
-        autocast=None,
-        global_batch=8,
-        grad_clip=0.0,
-        seed=5,
-    )
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])

@@ -11,7 +11,7 @@ from kdctool.models.vit_streams import VitStreams
 from kdctool.objectives.distill_cost import bill
 from kdctool.objectives.distill_losses import relation, relation_loss
 from kdctool.objectives.hybrid_distill import HybridDistill
-from kdctool.recipe.distill import DistillLoss
+from kdctool.recipe.distill_loss import DistillLoss
 from kdctool.recipe.machine import Parallel
 from kdctool.train.optim import build as build_optimizer
 from kdctool.train.parallel import blocks, wrap

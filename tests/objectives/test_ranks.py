@@ -1,16 +1,13 @@
 """Two gloo ranks take the steps of one process: terms, gradients, and all that learns or moves beside the encoder."""
 
-import os
 import runpy
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import run_ranks
 
 from kdctool.batch import Batch
 from kdctool.recipe import Recipe, to_toml
@@ -38,28 +35,6 @@ CHANGES: dict[str, dict[str, Any]] = {
 """What changes, how it is spread over ranks, and micro batches per rank."""
 
 
-def run_two_ranks(folder: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    path = os.pathsep.join([str(WORKER.parents[2]), os.environ.get("PYTHONPATH", "")])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder)],
-            env={**os.environ, **shared, "RANK": str(rank), "PYTHONPATH": path},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [worker.communicate(timeout=120)[1].decode() for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], errors
-
-
 @pytest.mark.dist
 def test_two_ranks_take_the_steps_of_one_process(
     tmp_path: Path, make_recipe: Callable[..., Recipe], make_batch: Callable[..., Batch]
@@ -70,7 +45,7 @@ def test_two_ranks_take_the_steps_of_one_process(
     recipes = {name: make_recipe("kdc_mae", **changes) for name, changes in CHANGES.items()}
     for name, recipe in recipes.items():
         (tmp_path / f"{name}.toml").write_text(to_toml(recipe))
-    run_two_ranks(tmp_path)
+    run_ranks(2, str(WORKER), str(tmp_path))
     steps = runpy.run_path(str(WORKER))["steps"]
     for name, recipe in recipes.items():
         alone, found = steps(recipe, batch, "none", 1), torch.load(tmp_path / f"{name}.pt", weights_only=True)

@@ -2,16 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
-from safetensors.torch import load_file
+from training_runs import power_cut, weights
 
 from kdctool import recipe as recipes
-from kdctool.errors import KdctoolError
 from kdctool.stages import pretrain
-from kdctool.train import loop
 
 EVERYTHING = (
     "objective.self_distillation.stop_gradient=teacher",
@@ -23,30 +19,13 @@ EVERYTHING = (
 )
 
 
-class PowerCutError(KdctoolError):
-    """Stands for the process ending in the middle of a step."""
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(max((run / "checkpoints").iterdir()) / "model.safetensors")
-
-
 def test_teacher_temperature_and_learned_masks_go_on_where_they_were(
-    tiny_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     recipe = recipes.load(tiny_recipe(*EVERYTHING))
     pretrain.run(recipe, out=tmp_path / "whole", device_name="cpu")
-    step_as_it_is = loop.train_step
-
-    def cut_at_step_5(trainer: Any, micros: Any, step: int) -> dict[str, float]:
-        if step == 5:
-            raise PowerCutError("power cut")
-        return step_as_it_is(trainer, micros, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", cut_at_step_5)
-        with pytest.raises(PowerCutError):
-            pretrain.run(recipe, out=tmp_path / "cut", device_name="cpu")
+    with power_cut(5):
+        pretrain.run(recipe, out=tmp_path / "cut", device_name="cpu")
     done = pretrain.run(recipe, out=tmp_path / "cut", device_name="cpu")
     assert done.fitted is not None
     assert done.fitted.resumed_from == 4

@@ -5,26 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from trainers import make_trainer
 
 from kdctool.batch import Batch
-from kdctool.train.step import Trainer, train_step
+from kdctool.train.step import train_step
 
 EVERYONE = list(range(8))
-
-
-def make_trainer(objective: Any, **more: Any) -> Trainer:
-    return Trainer(
-        objective=objective,
-        module=objective,
-        optimizer=torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=1e-2),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        device=torch.device("cpu"),
-        autocast=None,
-        global_batch=8,
-        grad_clip=0.0,
-        seed=5,
-        **more,
-    )
 
 
 @pytest.mark.parametrize("micro", [8, 4])

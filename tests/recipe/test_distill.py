@@ -1,10 +1,17 @@
 """Recipes of distillation: what contradicts itself or is unknown is told with file, line and fix."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from kdctool import recipe
 from kdctool.errors import UsageFault
 from kdctool.files import digest
+from kdctool.recipe.distill import Distill, Head, TeacherSource, TokenMask
+from kdctool.recipe.distill_loss import DistillLoss
+from kdctool.recipe.training import Optim, Training
+from kdctool.tasks.diagnose import DiagnoseOptions
 
 GOOD = """\
 name = "mine"
@@ -123,7 +130,6 @@ def test_a_recipe_survives_being_written() -> None:
             1,
             "objective.distill means nothing to objective.name = 'cav_mae'",
         ),
-        ('name = "mine"', 'name = "mine"\nmodel = { init = "w.pth" }', 1, "an image student is random"),
         ('name = "mine"', 'name = "mine"\nlog = { probe_every_steps = 5 }', 1, "the student sees frames alone"),
     ],
 )
@@ -158,3 +164,49 @@ def test_where_weights_lie_does_not_guard_a_resume_and_what_is_learnt_does() -> 
 def test_recipes_without_distillation_have_the_digest_they_had() -> None:
     keys = recipe.result_keys(recipe.loads('name = "mine"\n'))
     assert not [key for key in keys if key.startswith("objective.distill")]
+
+
+TABLE = Path(__file__).parents[2] / "docs" / "distill.md"
+SECTIONS = {
+    "preset": Distill.model_fields,
+    "losses": DistillLoss.model_fields,
+    "mask": TokenMask.model_fields,
+    "head": Head.model_fields,
+    "teachers": TeacherSource.model_fields,
+    "training": Training.model_fields,
+    "optim": Optim.model_fields,
+}
+
+
+@pytest.mark.parametrize("number", range(1, 16))
+def test_every_choice_that_the_paper_leaves_is_a_key_that_exists(number: int) -> None:
+    (row,) = [line for line in TABLE.read_text().splitlines() if line.startswith(f"| A{number} |")]
+    said = [text.partition(" = ")[0].split(".") for text in re.findall(r"`([^`]+)`", row.split("|")[4])]
+    keys = [(parts[-2] if len(parts) > 1 and parts[-2] in SECTIONS else parts[0], parts[-1]) for parts in said]
+    if number == 13:
+        assert {text[-1] for text in said} == {"--option clips=1000", "--option renormalise=false"}
+        assert {"clips", "renormalise"} <= DiagnoseOptions.model_fields.keys()
+        return
+    known = [key for section, key in keys if section in SECTIONS and key in SECTIONS[section]]
+    known += [key for section, key in keys if section == key == "path"]  # "`teachers.NAME.id` and `path`"
+    strange = [
+        ".".join(parts)
+        for parts, (_, key) in zip(said, keys, strict=True)
+        if key not in known and "." in ".".join(parts)
+    ]
+    assert known
+    assert not strange
+
+
+@pytest.mark.parametrize("likeness", ["mean_cosine", "product", "distance"])
+def test_the_reading_of_likeness_is_a_key_of_the_mask(likeness: str) -> None:
+    text = GOOD.replace('policy = "redundancy"', f'policy = "redundancy"\nlikeness = "{likeness}"')
+    assert recipe.loads(text).objective.distill.mask.likeness == likeness
+    assert "objective.distill.mask.likeness" in fault(text.replace(likeness, "euclid"))
+
+
+def test_without_losses_a_recipe_may_describe_an_image_model_that_has_weights() -> None:
+    bare = GOOD.partition("[objective.distill.teachers.clip]")[0] + '[objective.distill.student]\narch = "test_vit"\n'
+    assert "holds none with a weight" in fault(bare)
+    described = bare.replace('name = "mine"', 'name = "mine"\nmodel = { init = "folder" }', 1)
+    assert recipe.loads(described).objective.student_sees_frames_alone
