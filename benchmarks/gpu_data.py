@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_all import Row, Settings
 from gpu_measure import seconds_per_step, synchronize
 from gpu_sizes import COMPILED, objective_of, recipe_for
+from gpu_worker import Row, Settings
 from harness import result
-from shards_for_gpu import make_shards
 from training_step import synthetic, trainer_of
 
 
@@ -45,6 +44,8 @@ def filter_bank(s: Settings) -> Iterator[Row]:
 
 def end_to_end(s: Settings) -> Iterator[Row]:
     """Training from shards made here, looped from the page cache, beside the same step on one batch that stays."""
+    from shards_for_gpu import make_shards
+
     from kdctool.data.clips import Clips
     from kdctool.data.device import ToBatch
     from kdctool.data.loader import training_batches

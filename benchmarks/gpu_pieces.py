@@ -1,22 +1,24 @@
 """The pieces of gpu_all.py: each a generator of rows {name, value, unit, ...}, in the order of their importance."""
 
 import math
+import shutil
 import statistics
 import time
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from gpu_all import Piece, Row, Settings
-from gpu_data import end_to_end, filter_bank
+from gpu_data import end_to_end, filter_bank  # noqa: F401  pieces as those here are
 from gpu_measure import copy_tb_per_s, matmul_tflops, peak_memory_gb, seconds_per_step, synchronize
 from gpu_sizes import COMPILED, flops_of, objective_of, recipe_for
+from gpu_worker import Row, Settings
 from harness import interleaved, result
 from torch._dynamo.utils import counters
 from training_step import EAGER, Step, ours, reference
 
 from kdctool.recipe.machine import Parallel
 from kdctool.train.flops import peak_tflops
+from kdctool.train.parallel import RECOMPILES, blocks
 
 
 def machine(s: Settings) -> Iterator[Row]:
@@ -27,7 +29,11 @@ def machine(s: Settings) -> Iterator[Row]:
     yield row("copy", copy_tb_per_s(s.pick(4.0, 0.01), s.device), "TB/s")
     if s.device == "cuda":
         name = torch.cuda.get_device_name()
-        yield {"name": "device", "device": name, "data_sheet_bf16_tflops": peak_tflops(name)}
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        yield {"name": "device", "gpu": name, "gpu_memory_gb": round(memory, 1)} | {
+            "data_sheet_bf16_tflops": peak_tflops(name), "shm_gb": round(shutil.disk_usage("/dev/shm").free / 2**30, 1),
+            "capability": torch.cuda.get_device_capability(0), "cudnn": torch.backends.cudnn.version(),
+        }  # fmt: skip
 
 
 def against_reference(s: Settings) -> Iterator[Row]:
@@ -37,12 +43,17 @@ def against_reference(s: Settings) -> Iterator[Row]:
     if s.device == "cuda":  # the reference needs about 1 GB a clip
         memory_gb = torch.cuda.get_device_properties(0).total_memory / 2**30
         clips = min(clips, 2 ** int(math.log2(memory_gb / 2)))
-    steps = {"reference_fp16": reference(recipe, clips, device, s.pick("fp16", "fp32"))}
+    steps = {"reference_fp16": reference(recipe, clips, device, _half(s))}
     memory = {"reference_fp16": peak_memory_gb(steps["reference_fp16"], steps["reference_fp16"].weights)}
     for name, parallel in (("ours_bf16", EAGER), ("ours_bf16_compiled", COMPILED)):
-        steps[name] = ours(recipe, clips, device, "bf16", parallel=parallel)
         start = time.perf_counter()
-        memory[name] = peak_memory_gb(steps[name], steps[name].weights)
+        try:
+            step = ours(recipe, clips, device, "bf16", parallel=parallel)
+            memory[name] = peak_memory_gb(step, step.weights)
+        except RuntimeError as error:  # dynamo's and inductor's too: the comparison of the others must not go with it
+            yield {"name": name, "cannot": f"{type(error).__name__}: {error}"[:500]}
+            continue
+        steps[name] = step
         yield row(f"{name}_first_two_steps", time.perf_counter() - start, "s")
     yield from measured(s, "kdc_mae", steps, memory)
 
@@ -51,6 +62,22 @@ def batch_sizes(s: Settings) -> Iterator[Row]:
     """KDC-MAE base, eager and compiled, at growing batches until memory ends."""
     yield from grown(s, "kdc_mae", {"eager": (EAGER, s.pick((32, 128, 256), (2, 4)))})
     yield from grown(s, "kdc_mae", {"compiled": (COMPILED, s.pick((128, 256), (2,)))})
+
+
+def compile_ways(s: Settings) -> Iterator[Row]:
+    """Blocks compiled as training does it, where lengths become variable, and anew for every length."""
+    recipe, device, clips = recipe_for(s, "kdc_mae"), torch.device(s.device), s.pick(128, 2)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILES)
+    steps, memory = {}, {}
+    for name, dynamic in (("variable_lengths", None), ("fixed_lengths", False)):
+        objective = objective_of(s, "kdc_mae")
+        for block in blocks(objective):
+            block.compile(dynamic=dynamic)
+        steps[name] = ours(recipe, clips, device, "bf16", objective)
+        start = time.perf_counter()
+        memory[name] = peak_memory_gb(steps[name], steps[name].weights)
+        yield row(f"{name}_first_two_steps", time.perf_counter() - start, "s")
+    yield from measured(s, "kdc_mae", steps, memory)
 
 
 def cav_mae(s: Settings) -> Iterator[Row]:
@@ -77,7 +104,7 @@ def agreement(s: Settings) -> Iterator[Row]:
     clips, steps = s.pick(16, 2), s.pick(20, 3)
     recipe, device = recipe_for(s, "kdc_mae"), torch.device(s.device)
     losses = {}
-    for precision in s.pick(("fp32", "bf16", "fp16"), ("fp32", "bf16")):
+    for precision in dict.fromkeys(("fp32", "bf16", _half(s))):
         step = ours(recipe, clips, device, precision)
         losses[precision] = [step() for _ in range(steps)]
         if precision != "fp32":
@@ -100,8 +127,9 @@ def profile(s: Settings) -> Iterator[Row]:
             wall = seconds_per_step(step, 2)
         events = sorted(found.key_averages(), key=lambda event: getattr(event, attribute), reverse=True)
         # Kernels carry the device's time themselves; operators would count it a second time.
-        kernels = [e for e in events if s.device == "cpu" or e.device_type == torch.autograd.DeviceType.CUDA]
-        total = sum(getattr(event, attribute) for event in kernels)
+        cuda = torch.autograd.DeviceType.CUDA
+        kernels = [e for e in events if s.device == "cpu" or (e.device_type == cuda and not e.is_user_annotation)]
+        total = sum(getattr(event, attribute) for event in kernels) or 1.0
         top = [
             {"kernel": e.key[:120], "share": round(getattr(e, attribute) / total, 4), "calls": e.count}
             for e in kernels[:10]
@@ -168,6 +196,7 @@ def grown(s: Settings, kind: str, ways: dict[str, tuple[Parallel, tuple[int, ...
     for name, (parallel, sizes) in ways.items():
         objective = objective_of(s, kind)
         for clips in sizes:
+            step = None  # What did not fit leaves first.
             try:
                 step = ours(recipe, clips, device, "bf16", objective, parallel)
                 memory = peak_memory_gb(step, step.weights)
@@ -175,8 +204,12 @@ def grown(s: Settings, kind: str, ways: dict[str, tuple[Parallel, tuple[int, ...
             except torch.OutOfMemoryError:
                 yield {"name": f"{name}_{clips}", "cannot": "out of memory"}
                 break
-            del step
             parallel = EAGER  # the blocks of this objective are wrapped already
+
+
+def _half(s: Settings) -> str:
+    """What the release trains in; a CPU multiplies fp16 far too slowly."""
+    return "fp16" if s.device == "cuda" else "fp32"
 
 
 def row(name: str, value: float, unit: str) -> Row:
@@ -191,41 +224,3 @@ def _attention_seconds(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, runs: 
     both()
     synchronize()
     return seconds_per_step(both, runs)
-
-
-def ratios(rows: dict[str, list[Row]]) -> dict[str, float]:
-    """What the issue asks for, from the rows that are there."""
-    found: dict[str, float] = {}
-    side = {item["name"]: item for item in rows.get("against_reference", []) if "batch" in item}
-    best = max((side[name] for name in side if name.startswith("ours")), key=lambda item: item["value"], default=None)
-    if best is not None and "reference_fp16" in side:
-        base = side["reference_fp16"]
-        found["step_speedup_over_reference_bf16"] = best["value"] / base["value"]
-        if best["peak_memory_gb"]:
-            found["step_memory_saving_over_reference_bf16"] = base["peak_memory_gb"] / best["peak_memory_gb"]
-    rate = next((item["value"] for item in rows.get("machine", []) if item["name"].startswith("bf16_matmul")), None)
-    every = [*side.values(), *(item for item in rows.get("batch_sizes", []) if "tflops" in item)]
-    own = [item["tflops"] for item in every if item["name"] != "reference_fp16"]
-    if rate and own:
-        found["step_share_of_matmul_rate_bf16"] = max(own) / rate
-    ends = {item["name"]: item["value"] for item in rows.get("end_to_end", []) if "value" in item}
-    if "from_shards" in ends and "synthetic" in ends:
-        found["end_to_end_share_of_synthetic"] = ends["from_shards"] / ends["synthetic"]
-    return found
-
-
-PIECES = (
-    Piece("machine", 20, machine),
-    Piece("against_reference", 120, against_reference),
-    Piece("batch_sizes", 110, batch_sizes),
-    Piece("profile", 40, profile),
-    Piece("end_to_end", 90, end_to_end),
-    Piece("agreement", 40, agreement),
-    Piece("filter_bank", 15, filter_bank),
-    Piece("attention", 20, attention),
-    Piece("cav_mae", 45, cav_mae),
-    Piece("finetuning", 45, finetuning),
-    Piece("checkpointed", 30, checkpointed),
-    Piece("optimizers", 10, optimizers),
-)
-"""Together more than 9 minutes only if every piece uses all of its time."""

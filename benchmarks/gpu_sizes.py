@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from gpu_all import Settings
+from gpu_worker import Settings
 from training_step import CLASSES, finetuning_objective, pretraining_objective, recipe_of
 
 from kdctool.recipe import Recipe

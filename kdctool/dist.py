@@ -61,8 +61,9 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         _, ranks = world()
+        x = x.contiguous()  # NCCL refuses other layouts, also to receive into.
         parts = [torch.empty_like(x) for _ in range(ranks)]
-        dist.all_gather(parts, x.contiguous())
+        dist.all_gather(parts, x)
         return torch.stack(parts)  # (R, ...)
 
     @staticmethod
@@ -82,6 +83,17 @@ def gather(x: Tensor, dim: int = 0) -> Tensor:
     if world()[1] == 1:
         return x
     return torch.cat(list(_Gather.apply(x).unbind(0)), dim=dim)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows (M, ...) of all ranks, one rank's after another's; each rank may have another number of them."""
+    if world()[1] == 1:
+        return rows
+    counts = gather(torch.tensor([len(rows)])).tolist()
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = gather(padded[None])  # (R, M, ...)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:

@@ -14,15 +14,15 @@ import torch
 from kdctool import dist
 from kdctool.data.clips import Clips
 from kdctool.data.device import ToBatch
-from kdctool.data.loader import training_batches
 from kdctool.data.order import Order
 from kdctool.data.whole import BOTH, whole
 from kdctool.errors import DataFault, EnvironmentFault, KdctoolError, UsageFault
 from kdctool.files import locked
+from kdctool.models.weights import count
 from kdctool.progress import say
 from kdctool.recipe import Finetune, Optim, Recipe, Training
 from kdctool.shards.index import Index, Split
-from kdctool.stages import run_folder
+from kdctool.stages import feeding, run_folder
 from kdctool.train import launch
 from kdctool.train.checkpoint import latest
 from kdctool.train.flops import per_clip
@@ -75,12 +75,9 @@ class How(TypedDict, total=False):
 class Job:
     """A training that is ready to start: what `pretrain` and `finetune` each put together."""
 
-    kind: Literal["pretrain", "finetune"]
     recipe: Recipe
     index: Index
     split: Split
-    training: Training
-    optim: Optim
     plan: Plan
     objective: Any
     rows: list[tuple[str, str]]
@@ -93,12 +90,24 @@ class Job:
     parts: Collection[str] = BOTH
     """What is read of 'audio' and 'video'."""
     finetune: Finetune | None = None
-    """Labels are read and clips augmented as it says; None in pre-training."""
+    """Labels are read, clips augmented and steps taken as it says; None in pre-training."""
     lr_scales: dict[str, float] = field(default_factory=dict)
     """Prefix of parameter names -> factor on the learning rate."""
     probe: Callable[[], dict[str, float]] | None = None
     tell: Callable[[bool], None] | None = None
     """Says what else there is to say after `rows`; is told whether it is a dry run."""
+
+    @property
+    def kind(self) -> Literal["pretrain", "finetune"]:
+        return "finetune" if self.finetune else "pretrain"
+
+    @property
+    def training(self) -> Training:
+        return (self.finetune or self.recipe).training
+
+    @property
+    def optim(self) -> Optim:
+        return (self.finetune or self.recipe).optim
 
 
 @dataclass(frozen=True)
@@ -126,13 +135,16 @@ def run(folder: Path, make: Callable[[int, torch.device], Job], how: How) -> Tra
     dist.init(device)
     try:
         job = make(dist.world()[1] if launch.inside_torchrun() else max(nproc, 1), device)
+        clips = _clips(job)
+        held = feeding.holding(clips, device, nproc)
+        rows = [*job.rows, *([held.row] if held else [])]
         if dist.is_main():
-            for name, value in job.rows:
+            for name, value in rows:
                 say(f"{name}: {value}")
             if job.tell is not None:
                 job.tell(dry_run)
         if dry_run:
-            return Trained(folder, None, job.rows)
+            return Trained(folder, None, rows)
         with lock_run(folder):
             clear(folder, how.get("overwrite", False))
             identity = {"recipe_digest": "", "data_digest": job.index.digest}
@@ -141,7 +153,9 @@ def run(folder: Path, make: Callable[[int, torch.device], Job], how: How) -> Tra
                 about = (job.recipe, job.kind, job.index.digest, job.guard, {**data, **job.about})
                 identity["recipe_digest"] = run_folder.prepare(folder, *about)["recipe_digest"]
             dist.barrier()
-            return Trained(folder, train(job, folder, device, identity, how), job.rows)
+            workers = job.recipe.data.workers if how.get("workers") is None else how["workers"]
+            feed = feeding.Feeding(clips, job.plan.order, job.plan.micro_batch, workers or 0, device, held)
+            return Trained(folder, train(job, folder, device, identity, feed, how.get("profile")), rows)
     finally:
         dist.shutdown()
 
@@ -160,6 +174,12 @@ def plan(split: Split, training: Training, seed: int, ranks: int, weights: np.nd
         )
     order = Order(tuple(split.sizes), training.global_batch, seed, training.epochs, weights)
     return Plan(order, len(split), micro, training.global_batch // (micro * ranks), ranks)
+
+
+def parameters(objective: torch.nn.Module) -> tuple[str, str]:
+    """For the screen: how many there are, and how many learn."""
+    total, trainable = count(objective)
+    return "parameters", f"{total:,} ({trainable:,} trained)"
 
 
 def usable(split: Split, parts: Collection[str] = BOTH) -> Split:
@@ -185,13 +205,13 @@ def parts_of(finetune: Finetune) -> Collection[str]:
 def choose_device(name: str) -> torch.device:
     """auto takes a GPU when there is one; under torchrun each process takes its own."""
     if name not in ("auto", "cpu", "cuda"):
-        raise UsageFault(f"--device {name}: auto, cpu or cuda")
+        raise UsageFault(f"--device {name} is not known", "auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise EnvironmentFault("--device cuda, but torch sees no GPU", "kdctool doctor says why; --device cpu works")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
+    torch.cuda.set_device(device := torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
+    torch.backends.cudnn.allow_tf32 = False  # Or convolutions, the patches' projection, would round float32 to 10 bits.
     return device
 
 
@@ -216,9 +236,21 @@ def clear(run: Path, overwrite: bool) -> None:
         (run / name).unlink(missing_ok=True)
 
 
-def train(job: Job, folder: Path, device: torch.device, identity: dict[str, Any], how: How) -> Fitted:
+def _clips(job: Job) -> Clips:
+    labels = job.finetune is not None
+    kinds: dict[str, Any] = {"with_labels": labels, "parts": job.parts, "finetune": job.finetune}
+    return Clips(job.index, job.split, job.recipe, training=True, **kinds)
+
+
+def train(
+    job: Job,
+    folder: Path,
+    device: torch.device,
+    identity: dict[str, Any],
+    batches: feeding.Feeding,
+    profile: tuple[int, int] | None = None,
+) -> Fitted:
     """Fit the job's objective in `folder`, which is locked meanwhile; status.json tells how it ended."""
-    rank, ranks = dist.world()
     recipe, training, objective, finetune = job.recipe, job.training, job.objective, job.finetune
     # Counting takes a second or two: worth it where the rate of the device is worth knowing.
     flops = per_clip(objective, _shapes(job)) if device.type == "cuda" else 0.0
@@ -238,19 +270,13 @@ def train(job: Job, folder: Path, device: torch.device, identity: dict[str, Any]
         gradient_norms_every=recipe.log.gradient_norms_every * recipe.log.every_steps,
         collapse_every=recipe.log.collapse_every * recipe.log.every_steps,
     )
-    parts, labels = job.parts, finetune is not None
-    clips = Clips(job.index, job.split, recipe, training=True, with_labels=labels, parts=parts, finetune=finetune)
-    order, micro, workers = job.plan.order, job.plan.micro_batch, how.get("workers")
-    workers = recipe.data.workers if workers is None else workers
-    feed = Feed(
-        lambda step: training_batches(clips, order, step, micro, rank, ranks, workers, device),
-        ToBatch(recipe, device, training=True, finetune=finetune),
-    )
-    length = Length(order.steps_per_epoch, order.total_steps)
-    profile, average_from = how.get("profile"), finetune.average_from if finetune else 0
+    feed = Feed(batches, ToBatch(recipe, device, training=True, finetune=finetune))
+    length = Length(job.plan.order.steps_per_epoch, job.plan.order.total_steps)
+    average_from = finetune.average_from if finetune else 0
     try:
-        if rank == 0:
+        if dist.is_main():
             write_status(folder, "running", 0)
+        batches.prepare(folder)
         settings = (job.optim, recipe.log, recipe.guard)
         loop = Loop(trainer, feed, length, *settings, folder, identity, job.probe, profile, average_from)
         done = loop.fit()
@@ -272,10 +298,3 @@ def _shapes(job: Job) -> dict[str, tuple[int, ...]]:
 def lock_run(run: Path) -> Any:
     """The lock of a run's folder; only the main process of a job takes it."""
     return locked(run) if dist.is_main() else contextlib.nullcontext()
-
-
-def with_workers(recipe: Recipe, workers: int | None) -> Recipe:
-    """The recipe with another number of loader processes, which no result depends on."""
-    if workers is None:
-        return recipe
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"workers": workers})})

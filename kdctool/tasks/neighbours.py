@@ -33,7 +33,8 @@ def votes(
     for first in range(0, len(near), step):
         cosine = near[first : first + step] @ known.T  # (q, N)
         if is_same:
-            cosine[torch.arange(len(cosine)), torch.arange(first, first + len(cosine))] = -torch.inf
+            row = torch.arange(len(cosine), device=cosine.device)
+            cosine[row, first + row] = -torch.inf
         parts.append(_votes(cosine, hits, k, temperature))
     return torch.cat(parts)
 

@@ -67,4 +67,4 @@ class Clock:
         """A sentence for a run that waits for its data, or nothing."""
         if self.wait_share < STARVED:
             return ""
-        return f"{self.wait_share:.0%} of the time was spent waiting for data: raise data.workers"
+        return f"{self.wait_share:.0%} of the time was spent waiting for data: raise data.workers, or set data.hold"

@@ -196,6 +196,7 @@ class Loop:
             return
         state = {
             "step": self.step,
+            "total_steps": self.length.total_steps,
             "clips": self.step * self.trainer.global_batch,
             "skipped": self.guard.skipped,
             "scaler": self.trainer.scaler.state_dict(),

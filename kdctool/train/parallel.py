@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -39,6 +40,9 @@ def wrap(objective: nn.Module, device: torch.device, options: Parallel) -> nn.Mo
         # All blocks share one forward: towers, modalities and views are more shapes than dynamo's limit of 8 allows,
         # and past the limit it would run them uncompiled without a word.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILES)
+        # Distillation keeps queries and keys of a block aside; the recomputation need not do that again, and unless
+        # dynamo is told so it leaves checkpointed blocks uncompiled.
+        torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
         for block in blocks(objective):
             block.compile()
     if mode == "ddp":
@@ -46,9 +50,11 @@ def wrap(objective: nn.Module, device: torch.device, options: Parallel) -> nn.Mo
         # Buffers are constants here; gradient_as_bucket_view saves one copy of the gradients.
         return DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
     if mode == "fsdp":
+        # FSDP2's own choice is the GPU wherever there is one, also for a run on the CPU.
+        mesh = init_device_mesh(device.type, (world()[1],))
         for block in blocks(objective):
-            fully_shard(block)
-        fully_shard(objective)
+            fully_shard(block, mesh=mesh)
+        fully_shard(objective, mesh=mesh)
         register_fsdp_forward_method(objective, "features")
     return objective
 

@@ -166,5 +166,5 @@ def _cached_features(
 
 
 def _seed_everything(seed: int) -> None:
-    """timm's DropPath and dropout draw from the global generators; tie those to the step and the rank."""
+    """What draws from the global generators, as dropout of a plugin does, is tied to the step and the rank."""
     torch.manual_seed(fold(seed, "rank", world()[0]))

@@ -1,13 +1,10 @@
 """The contrastive loss over the global batch has one gradient, on any number of ranks."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 
 WORKER = """
 import sys
@@ -32,15 +29,7 @@ dist.shutdown()
 
 
 def run(folder: Path, ranks: int) -> dict[str, torch.Tensor]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(folder)], env={**os.environ, **shared, "RANK": str(rank)})
-        for rank in range(ranks)
-    ]
-    assert [worker.wait(timeout=180) for worker in workers] == [0] * ranks
+    run_ranks(ranks, "-c", WORKER, str(folder))
     found = [torch.load(folder / f"{ranks}-{rank}.pt", weights_only=True) for rank in range(ranks)]
     assert all(torch.equal(part["loss"], found[0]["loss"]) for part in found)
     return {"loss": found[0]["loss"], **{name: torch.cat([part[name] for part in found], dim=1) for name in "av"}}

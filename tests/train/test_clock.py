@@ -40,7 +40,8 @@ def test_a_starved_run_is_told_so_in_words(monkeypatch: pytest.MonkeyPatch) -> N
     starved, busy = Clock(10), Clock(10)
     run(starved, monkeypatch, WARMUP_STEPS + 8, 0.62, 0.38)
     run(busy, monkeypatch, WARMUP_STEPS + 8, 0.1, 0.9)
-    assert starved.advice() == "62% of the time was spent waiting for data: raise data.workers"
+    told = "62% of the time was spent waiting for data: raise data.workers, or set data.hold"
+    assert starved.advice() == told
     assert busy.advice() == ""
 
 

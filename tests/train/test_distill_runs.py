@@ -33,12 +33,12 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tiny_recipe: Callable[..., Path], tmp_path: Path, teachers: Path) -> Callable[[str, str], tuple[str, ...]]:
-    """What makes the tiny recipe one of distillation: `image` or `av`, with a mask."""
+    """What makes the tiny recipe one of distillation: `image` (with stochastic depth) or `av`, with a mask."""
 
     def make(student: str, mask: str) -> tuple[str, ...]:
         if student == "image":
             named = ", ".join(f'{n} = {{ id = "{ARCH}", path = "{teachers / n}.safetensors" }}' for n in "cm")
-            section, sizes = f', student = {{ arch = "{ARCH}" }}', ("model.image_size=64",)
+            section, sizes = f', student = {{ arch = "{ARCH}", drop_path = 0.3 }}', ("model.image_size=64",)
         else:
             for name, objective in (("c", "cav"), ("m", "mae")):
                 deeper = tiny_recipe(f"objective.name={objective}", "model.depth=3", "training.epochs=1")

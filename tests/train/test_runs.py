@@ -6,14 +6,13 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from training_runs import assert_same_curve, command, curve, finish, rows, rows_so_far, start, weights
+from training_runs import assert_same_curve, command, curve, finish, power_cut, rows, rows_so_far, start, weights
 
 from kdctool import recipe as recipes
-from kdctool.errors import KdctoolError, UsageFault
+from kdctool.errors import UsageFault
 from kdctool.stages import finetune, pretrain
 
 
@@ -24,28 +23,13 @@ def undisturbed(tiny_recipe: Callable[..., Path], tmp_path: Path) -> Path:
     return run
 
 
-class PowerCutError(KdctoolError):
-    """Stands for the process ending in the middle of a step."""
-
-
 def test_a_run_that_stopped_goes_on_bit_for_bit(
-    tiny_recipe: Callable[..., Path], tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe: Callable[..., Path], tmp_path: Path, undisturbed: Path
 ) -> None:
     recipe = recipes.load(tiny_recipe("training.epochs=4", "log.checkpoint_every_steps=5"))
     run = tmp_path / "resumed"
-    from kdctool.train import loop
-
-    step_as_it_is = loop.train_step
-
-    def cut_at_step_8(trainer: Any, micros: Any, step: int) -> dict[str, float]:
-        if step == 8:
-            raise PowerCutError("power cut")
-        return step_as_it_is(trainer, micros, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", cut_at_step_8)
-        with pytest.raises(PowerCutError):
-            pretrain.run(recipe, out=run, device_name="cpu")
+    with power_cut(8):
+        pretrain.run(recipe, out=run, device_name="cpu")
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
     done = pretrain.run(recipe, out=run, device_name="cpu")
     assert done.fitted is not None

@@ -2,17 +2,19 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdctool.batch import Batch
 from kdctool.errors import KdctoolError
 from kdctool.objectives import Loss
-from kdctool.train.step import Trainer, train_step
+from kdctool.train.step import train_step
 
 
 class TwoSided(nn.Module):
@@ -48,19 +50,7 @@ class TwoSided(nn.Module):
     def after_step(self, step: int) -> None: ...
 
 
-def make_trainer(objective: nn.Module, lr: float = 0.1) -> Trainer:
-    optimizer = torch.optim.SGD([{"params": list(objective.parameters()), "lr_scale": 1.0}], lr=lr)
-    return Trainer(
-        objective=objective,
-        module=objective,
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        device=torch.device("cpu"),
-        autocast=None,
-        global_batch=8,
-        grad_clip=0.0,
-        seed=5,
-    )
+make_trainer = partial(trainers.make_trainer, lr=0.1)
 
 
 def global_batch() -> Batch:
