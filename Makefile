@@ -51,6 +51,6 @@ $(STAMP): pyproject.toml constraints.txt
 	    fi; \
 	done; \
 	echo 'no Python of 3.11 or newer was found: install one, or make PYTHON=/path/to/python3' >&2; exit 4
-	@echo 'installing the versions of constraints.txt into .venv (about 2 GB with PyTorch; only the first time)' >&2
+	@echo 'installing the versions of constraints.txt into .venv (6 GB of disk with PyTorch; only the first time)' >&2
 	$(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@pwd -P > $(STAMP)

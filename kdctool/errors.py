@@ -3,6 +3,13 @@
 A cause is one line that names the thing at fault; `next_step` is what the reader should do about it.
 """
 
+import shlex
+
+
+def quoted(path: object) -> str:
+    """A path as a shell takes it, for next steps that are pasted: quotes where a name has spaces."""
+    return shlex.quote(str(path))
+
 
 class KdctoolError(Exception):
     """A failure at run time: a bug, a non-finite loss, a dead rank."""

@@ -10,7 +10,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kdctool.errors import EnvironmentFault
 
@@ -44,14 +44,18 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file atomically and durably."""
+@contextlib.contextmanager
+def whole_file(path: Path, needed: int = 0) -> Iterator[BinaryIO]:
+    """Open a file for writing that stands there, synced, when the block ends, and leaves nothing behind when it fails.
+
+    `needed` bytes are told where the disk is full.
+    """
     partial = path.with_name(path.name + PARTIAL)
-    with disk_faults(path, needed=len(data)):
+    with disk_faults(path, needed):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(partial, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -59,6 +63,12 @@ def write_bytes(path: Path, data: bytes) -> None:
             partial.unlink(missing_ok=True)
             raise
         fsync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file atomically and durably."""
+    with whole_file(path, needed=len(data)) as file:
+        file.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -82,7 +82,14 @@ class Registry:
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise UsageFault(f"{self.kind} '{name}', option {key}: {first['msg']}") from error
+            known = sorted(self.get(name).options.model_fields)
+            close = difflib.get_close_matches(key, known, n=1)
+            there = f"its options are {', '.join(known)}" if known else "it has no options"
+            if first["type"] == "extra_forbidden":
+                hint = f"did you mean {close[0]}? {there}" if close else there
+                raise UsageFault(f"{self.kind} '{name}', option {key}: there is no such option", hint) from error
+            said = first["msg"].replace("Input should be", "must be")
+            raise UsageFault(f"{self.kind} '{name}', option {key}: {said}, got {first['input']!r}", there) from error
 
     def _scan(self) -> None:
         if self._scanned:

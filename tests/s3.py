@@ -67,7 +67,9 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
         if not status:
             return app(environ, start)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        code = {403: "AccessDenied", 500: "InternalError"}[status]
+        code = {
+            403: "AccessDenied", 412: "PreconditionFailed", 500: "InternalError", 501: "NotImplemented"
+        }[status]  # fmt: skip
         body = f"<Error><Code>{code}</Code><Message>as the test wants it</Message></Error>".encode()
         start(f"{status} {code}", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]

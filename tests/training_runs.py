@@ -4,12 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from kdctool.errors import KdctoolError
+from kdctool.train import loop
 
 NUMBERS = (
     "loss", "reconstruction_audio", "reconstruction_video", "contrastive", "self_distillation", "classification",
@@ -36,6 +41,26 @@ def curve(run: Path) -> list[list[float]]:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(max((run / "checkpoints").iterdir()) / "model.safetensors")
+
+
+class PowerCutError(KdctoolError):
+    """Stands for the process ending in the middle of a step."""
+
+
+@contextmanager
+def power_cut(at: int) -> Iterator[None]:
+    """The training in this block ends when it comes to step `at`."""
+    step_as_it_is = loop.train_step
+
+    def cut(trainer: Any, micros: Any, step: int) -> dict[str, float]:
+        if step == at:
+            raise PowerCutError("power cut")
+        return step_as_it_is(trainer, micros, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", cut)
+        with pytest.raises(PowerCutError):
+            yield
 
 
 def command(recipe: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:

@@ -10,6 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from kdctool import __version__
+from kdctool.cli.help import complete
 from kdctool.errors import KdctoolError
 
 COMMANDS = (
@@ -61,6 +62,7 @@ def _root(
 
 for _name in COMMANDS:
     importlib.import_module(f"kdctool.cli.{_name}").register(app)
+complete(app)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from kdctool.cli.show import Format, summary, table
+from kdctool.errors import quoted
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +50,7 @@ def compare(
         ("clips", f"{done.num_clips} of {done.num_sources} source videos, the same for both"),
         *(("note", note) for note in done.notes),
     ]
-    summary("compare", told, f"cat {done.second}/results.json", done.payload(), format)
+    summary("compare", told, f"cat {quoted(done.second / 'results.json')}", done.payload(), format)
 
 
 def _text(value: float, form: str = ".3f") -> str:

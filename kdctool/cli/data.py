@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdctool.cli.show import Format, summary, table
+from kdctool.errors import quoted
 
 if TYPE_CHECKING:
     from kdctool.stages.data_audit import Audit
@@ -63,8 +64,9 @@ def audit(
         rows = [[name or "(none)", str(c.listed), str(c.present), c.share] for name, c in done.splits.items()]
         columns = ["split", "listed", "there", "share"] if done.clips else ["split", "listed"]
         table("coverage" if done.clips else "the list", columns, [row[: len(columns)] for row in rows])
-    files = " ".join(labels)
-    after = f"kdctool shard OUT SHARDS --labels {files}" if clips else f"kdctool data audit {files} --clips OUT"
+    files = [quoted(file) for file in labels]
+    shard = " ".join(["kdctool shard OUT SHARDS", *(f"--labels {file}" for file in files)])
+    after = shard if clips else f"kdctool data audit {' '.join(files)} --clips OUT"
     summary(f"audit of {', '.join(done.files)}", _rows(done), after, done.payload(), format)
     done.raise_if_nothing_matches()
 

@@ -20,7 +20,7 @@ def demo(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier demo in the same folder.")] = False,
     format: Format = "human",
 ) -> None:
-    """The whole way on clips it makes itself: extract, shard, pretrain, eval, finetune, export. CPU, minutes.
+    """The whole way on clips it makes itself: extract, shard, pretrain, eval, finetune, export, report. CPU, minutes.
 
     160 clips of moving coloured shapes with sounds that go with them; 40 combinations are held out.
     """

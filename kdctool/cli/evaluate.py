@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdctool.cli.show import Device, Format, summary, table
+from kdctool.errors import quoted
 from kdctool.registry import options_table
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ def evaluate(
 
 def _further(done: "Evaluated") -> str:
     if done.kind == "pretrain" and done.result.task == "retrieval":
-        return f"kdctool finetune {done.path}"
+        return f"kdctool finetune {quoted(done.path)}"
     if done.result.task not in ("retrieval", "classification"):
-        return f"kdctool report {done.path}"
-    return f"cat {done.folder}/results.json" if done.is_export else f"kdctool export {done.path}"
+        return f"kdctool report {quoted(done.path)}"
+    return f"cat {quoted(done.folder / 'results.json')}" if done.is_export else f"kdctool export {quoted(done.path)}"
 
 
 def _metrics(done: "Evaluated") -> None:

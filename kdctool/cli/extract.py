@@ -21,16 +21,18 @@ def extract(
     videos: Annotated[
         str,
         typer.Argument(
+            metavar="VIDEOS",
             help="Folder (searched recursively), .txt list (a path per line), or .csv with a column `path` and optional"
             " `start`, `end` (or `start_s`, `duration_s`), `label` (one) or `labels` (separated by ;), `split`."
-            " Folder, list and what it names may be URLs: s3://, gs://, file://."
+            " Folder, list and what it names may be URLs: s3://, gs://, file://.",
         ),
     ],
     out: Annotated[
         str,
         typer.Argument(
+            metavar="OUT",
             help="Folder for clips/, manifest.jsonl, quarantine.jsonl and done.json; a URL works, too"
-            " (s3://: pip install 'kdctool\\[s3]', gs://: 'kdctool\\[gs]')."
+            " (s3://: pip install 'kdctool\\[s3]', gs://: 'kdctool\\[gs]').",
         ),
     ],
     frames: Annotated[
@@ -287,8 +289,7 @@ def _to_shards(
     dry_run: bool,
     format: Any,
 ) -> None:
-    from kdctool.cli.shard import rows_of as shard_rows
-    from kdctool.cli.shard import train_with
+    from kdctool.cli import shard as pack
     from kdctool.stages import extract_to_shards as stage
 
     made, packed = stage.run(videos, shards, settings, packing=packing, overwrite=overwrite, dry_run=dry_run, **making)
@@ -296,5 +297,5 @@ def _to_shards(
         summary("extract: plan", rows_of(made), following(made), payload_of(made), format)
         return
     payload = {"extraction": payload_of(made), "shards": packed.payload()}
-    step = f"kdctool pretrain recipes/hybrid_clip.toml --shards {shards}" if settings.images else train_with(shards)
-    summary(f"shards in {shards}", [*rows_of(made), *shard_rows(packed)], step, payload, format)
+    step = pack.train_with(shards, images=settings.images)
+    summary(f"shards in {shards}", [*rows_of(made), *pack.rows_of(packed)], step, payload, format)

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from kdctool.errors import quoted
+
 if TYPE_CHECKING:
     from kdctool.stages.extract_summary import Summary
 
@@ -11,7 +13,7 @@ def following(done: "Summary") -> str:
     if done.is_dry_run:
         return "the same command without --dry-run"
     if done.is_merged:
-        return f"kdctool shard {done.out} shards/"
+        return f"kdctool shard {quoted(done.out)} shards/"
     others = ", ".join(map(str, done.waiting_for[:20])) + (", ..." if len(done.waiting_for) > 20 else "")
     return f"the other parts ({others})" if others else "the same command with --merge in place of --part"
 

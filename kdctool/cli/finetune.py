@@ -8,6 +8,7 @@ import typer
 
 from kdctool.cli.show import Device, Format, Set
 from kdctool.cli.training import DryRun, MaxRestarts, Nproc, Overwrite, Profile, Workers, finish, steps, without_nproc
+from kdctool.errors import quoted
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +21,7 @@ def finetune(
         Path | None, typer.Argument(help="Pre-training run or export to start from; default: the newest finished run.")
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="Recipe whose [finetune] section to use; default: the run's own recipe.")
+        Path | None, typer.Option(help="Recipe whose \\[finetune] section to use; default: the run's own recipe.")
     ] = None,
     shards: Annotated[Path | None, typer.Option(help="Labelled shards; overrides data.shards.")] = None,
     modality: Annotated[
@@ -63,4 +64,4 @@ def finetune(
         max_restarts=max_restarts,
         arguments=without_nproc(sys.argv[1:]),
     )
-    finish("finetune", done, f"kdctool eval {done.run} --task classification", format)
+    finish("finetune", done, f"kdctool eval {quoted(done.run)} --task classification", format)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from kdctool.cli.show import Set
+from kdctool.errors import quoted
 
 
 def register(app: typer.Typer) -> None:
@@ -49,12 +50,12 @@ def launch(
     job = launch_script.plan(recipes.load(recipe, change), recipe, nodes, gpus_per_node, out, tuple(options))
     if slurm:
         print(launch_script.sbatch(job, time, partition, cpus_per_gpu), end="")
-        print(f"next: save it (> job.sh), then sbatch job.sh; kdctool runs watch {job.run}", file=sys.stderr)
+        print(f"next: save it (> job.sh), then sbatch job.sh; kdctool runs watch {quoted(job.run)}", file=sys.stderr)
         return
     for line in launch_script.torchrun_lines(job, endpoint):
         print(line)
     if nodes == 1:
-        other = f"kdctool pretrain {recipe} --nproc {gpus_per_node}"
+        other = f"kdctool pretrain {quoted(recipe)} --nproc {gpus_per_node}"
         print(f"next: run it; {other} does the same and keeps exit codes and signals", file=sys.stderr)
     else:
-        print(f"next: run one line on each node; kdctool runs watch {job.run}", file=sys.stderr)
+        print(f"next: run one line on each node; kdctool runs watch {quoted(job.run)}", file=sys.stderr)

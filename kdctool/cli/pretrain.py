@@ -9,6 +9,7 @@ import typer
 
 from kdctool.cli.show import Device, Format, Set
 from kdctool.cli.training import DryRun, MaxRestarts, Nproc, Overwrite, Profile, Workers, finish, steps, without_nproc
+from kdctool.errors import quoted
 
 
 def register(app: typer.Typer) -> None:
@@ -57,4 +58,4 @@ def pretrain(
         max_restarts=max_restarts,
         arguments=without_nproc(sys.argv[1:]),
     )
-    finish("pretrain", done, f"kdctool eval {done.run} --task retrieval", format)
+    finish("pretrain", done, f"kdctool eval {quoted(done.run)} --task retrieval", format)

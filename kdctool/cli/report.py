@@ -41,7 +41,8 @@ def report(
         rows.append(("pictures", "half as large as they could be, for size"))
     if done.not_done:
         rows.append(("not evaluated", ", ".join(one.task for one in done.not_done)))
-    first = next((one.command for one in done.not_done if one.command.startswith("kdctool eval")), "")
+    # Not what first needs a classifier, boxes or a decoder.
+    first = next((one.command for one in done.not_done if one.command and not one.reason), "")
     payload = {
         "path": str(done.path),
         "bytes": done.size,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdctool.cli.show import Format, table
+from kdctool.cli.show import Format, console, table
+from kdctool.errors import quoted
 
 if TYPE_CHECKING:
     from kdctool.stages.run_state import RunState
@@ -19,8 +20,6 @@ runs_app = typer.Typer(no_args_is_help=True, help="List, show, watch and compare
 Root = Annotated[Path, typer.Option(help="Folder of runs.")]
 RUNS = Path("runs")
 SHOWN_ROWS = 12  # of metrics, on a terminal.
-PLAIN_WIDTH = 2000
-"""Columns where the output is no terminal: nobody wants names broken in two by a pipe."""
 
 
 def register(app: typer.Typer) -> None:
@@ -93,7 +92,7 @@ def watch(
 
 @runs_app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders, or their names in --root.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Two runs or more: folders, or names in --root.")],
     root: Root = RUNS,
     format: Format = "human",
 ) -> None:
@@ -119,7 +118,7 @@ def compare(
     for problem in compared.problems:
         print(f"broken: {problem}")
     if not compared.scores:
-        print(f"next: kdctool eval {names[0]}")
+        print(f"next: kdctool eval {quoted(compared.states[0].path)}")
 
 
 def _print_shown(shown: "Shown") -> None:
@@ -238,7 +237,6 @@ def _text(value: Any) -> str:
 def _wide(columns: list[str], rows: list[list[str]]) -> None:
     """A table whose lines stay whole where the output is no terminal; the first and last column are left."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -247,7 +245,7 @@ def _wide(columns: list[str], rows: list[list[str]]) -> None:
         drawn.add_column(column.replace("[", "\\["), justify="left" if left else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*(cell.replace("[", "\\[") for cell in row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(drawn)
+    console().print(drawn)
 
 
 def _payload(state: "RunState", total: int | None) -> dict[str, Any]:

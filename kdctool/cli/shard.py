@@ -7,6 +7,7 @@ import typer
 
 from kdctool.cli.data import ClassNames, Labels, LabelsFormat
 from kdctool.cli.show import Format, summary
+from kdctool.errors import quoted
 
 if TYPE_CHECKING:
     from kdctool.stages.shard import ShardSummary
@@ -48,8 +49,8 @@ def shard(
     """Pack extracted clips into WebDataset tars with an index.
 
     Stopped at any moment, the same command goes on; the same input gives the same bytes. Clips are shuffled by a hash
-    of their uid. Without splits in the manifest or the label file, 10 % of the clips (at least 20, at most 1,000, whole
-    source videos) are held out as `test`.
+    of their uid. Without splits in the manifest or the label file, 10 % of the clips (at least 20, at most 1,000, never
+    more than half; whole source videos, copies of a file together) are held out as `test`.
     """
     from kdctool.stages import shard as stage
 
@@ -100,12 +101,14 @@ def verify(
     summary(f"verify {path}", rows, "", report.payload(), format)
 
 
-def train_with(shards: str) -> str:
-    """What to do with shards."""
+def train_with(shards: str, images: bool = False) -> str:
+    """What to do with shards; those of pictures need a recipe that looks at frames alone."""
     from kdctool.places import is_url
 
-    here = "shards/" if is_url(shards) else shards
+    here = "shards/" if is_url(shards) else quoted(shards)
     copy = f"copy {shards} to {here} on this machine, then " if is_url(shards) else ""
+    if images:
+        return f"{copy}kdctool pretrain recipes/hybrid_clip.toml --shards {here}"
     return f"{copy}kdctool recipe new --from {here} > mine.toml, then kdctool pretrain mine.toml"
 
 

@@ -27,7 +27,7 @@ def finish(verb: str, done: Any, next_step: str, fmt: str) -> None:
             summary(
                 f"{verb}: plan",
                 done.plan_rows,
-                f"kdctool {verb} without --dry-run",
+                "the same command without --dry-run",
                 {"plan": dict(done.plan_rows)},
                 fmt,
             )

@@ -43,6 +43,8 @@ class Package:
     """How the training clips were extracted; {} where nobody knows."""
     teachers: dict[str, Any] = field(default_factory=dict)
     """What the encoder was distilled from: path, sha256 and licence by name."""
+    unfinished: str = ""
+    """`unfinished: step 26 of 80`; empty of weights that were trained to their end."""
 
     @property
     def is_image(self) -> bool:

@@ -15,7 +15,8 @@ Names = Literal["released", "timm"]
 def write_about(package: Package, folder: Path, names: Names) -> str:
     """Write kdctool.json beside the weights of `folder`; returns its name."""
     beside = {"norm_sha256": sha256_file(folder / NORM)} if (folder / NORM).exists() else {}
-    told = {"teachers": package.teachers} if package.teachers else {}
+    told: dict[str, object] = {"teachers": package.teachers} if package.teachers else {}
+    told |= {"unfinished": package.unfinished} if package.unfinished else {}
     write_json(
         folder / ABOUT,
         {

@@ -159,7 +159,7 @@ def _loading_timm(classifies: bool, files: list[str]) -> str:
 def _training(package: Package) -> str:
     rows = [
         ("run", package.source),
-        ("step", str(package.step)),
+        ("step", package.unfinished or str(package.step)),
         ("weights in the run, sha256", package.source_sha256),
         ("recipe digest", package.recipe_digest),
         ("training data digest", package.data_digest),

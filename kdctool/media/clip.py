@@ -21,6 +21,7 @@ from kdctool.files import PARTIAL
 from kdctool.media import audio_file, decode_ffmpeg, decode_pyav, still
 from kdctool.media.geometry import NO_PICTURE, Geometry, geometry
 from kdctool.media.likeness import frame_hash
+from kdctool.media.messages import Task
 from kdctool.media.names import clip_folder, frame_name
 from kdctool.media.opener import Opener, unchanged
 from kdctool.media.plan import Plan, plan, windows
@@ -40,25 +41,24 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def extract(
-    item: Item,
+    task: Task,
     out: Place,
     settings: Settings,
     tools: Tools,
-    done: frozenset[int],
-    with_ffmpeg: frozenset[int],
-    begin: Callable[[int], None],
+    begin: Callable[[int], object] = lambda start_ms: None,
     opener: Opener | None = None,
 ) -> Iterator[Row]:
-    """The rows of an input's clips, each after its files are in place; starts in `done` are left out.
+    """The rows of an input's clips, each after its files are in place; those that are done are left out.
 
-    `with_ffmpeg` holds the starts whose other decoder died. `begin` is told each start (ms) before work on it.
-    `opener` keeps a file open between its segments. Rejected inputs become rows; a full disk is an OSError.
+    `begin` is told each start (ms) before work on it. `opener` keeps a file open between its segments. Rejected
+    inputs become rows; a full disk is an OSError.
     """
+    item = task.item
     with ExitStack() as stack:
         files = opener or stack.enter_context(Opener(settings))
         try:
             if settings.images:
-                if item.start_ms not in done:
+                if item.start_ms not in task.done:
                     begin(item.start_ms)
                     yield _still(files, item, out, settings)
                 files.release(item)
@@ -67,9 +67,9 @@ def extract(
             shape, todo = _outline(source, item, settings)
             sha256 = files.sha256()
             for window in todo:
-                if window.start_ms not in done:
+                if window.start_ms not in task.done:
                     begin(window.start_ms)
-                    row = _clip(source, item, window, shape, out, settings, tools, window.start_ms in with_ffmpeg)
+                    row = _clip(source, task, window, shape, out, settings, tools)
                     yield row | {"source_sha256": sha256}
         except Rejected as fault:
             yield failed(item, item.start_ms, fault)
@@ -86,15 +86,9 @@ def _outline(source: Source, item: Item, settings: Settings) -> tuple[Geometry, 
 
 
 def _clip(
-    source: Source,
-    item: Item,
-    window: Window,
-    shape: Geometry,
-    out: Place,
-    settings: Settings,
-    tools: Tools,
-    crashed: bool,
+    source: Source, task: Task, window: Window, shape: Geometry, out: Place, settings: Settings, tools: Tools
 ) -> Row:
+    item, crashed = task.item, window.start_ms in task.with_ffmpeg
     try:
         wanted = plan(source, settings, window, shape)
         decoder = "ffmpeg" if crashed else choose(settings.decoder, source.video.codec)

@@ -50,14 +50,26 @@ def estimate(
     # Each for itself: reading a file for its other segments, too, is not what this one costs.
     chosen = [replace(items[place * len(items) // count], furthest_ms=None) for place in range(count)]
     with tempfile.TemporaryDirectory(prefix="kdctool-sample-") as folder:
-        return _tried(chosen, Path(folder), settings, tools, len(items), workers, most_seconds)
+        rows, num_done, seconds = _tried(chosen, Path(folder), settings, tools, most_seconds)
+        sizes = [[os.path.getsize(Path(folder, name)) for name in members(row)] for row in rows]
+    scale = len(items) / max(num_done, 1)
+    usable = sum(row["status"] != "quarantined" for row in rows) / max(len(rows), 1)
+    described = [len(canonical_json(row)) for row in rows]
+    return Estimate(
+        num_sampled=max(num_done, 1),
+        num_clips=len(rows) * scale * usable,
+        usable=usable,
+        loose_bytes=scale * sum(_in_blocks(some, _BLOCK) + _BLOCK for some in sizes if some),
+        tar_bytes=scale * sum(_in_tar([json, *some]) for json, some in zip(described, sizes, strict=True) if some),
+        seconds=seconds * scale / min(workers, len(items)),
+    )
 
 
 def _tried(
-    chosen: list[Item], folder: Path, settings: Settings, tools: Tools, total: int, workers: int, most_seconds: float
-) -> Estimate:
+    chosen: list[Item], folder: Path, settings: Settings, tools: Tools, most_seconds: float
+) -> tuple[list[Row], int, float]:
+    """The rows that were made, the inputs that were done to the end, and how long it took."""
     num_done, rows = 0, list[Row]()
-    loose = tar = 0
     began = time.monotonic()
     with bar("trying a sample", len(chosen), "videos") as progress, Pool(1, folder, settings, tools) as pool:
         warm = False  # The first one is done twice: the start of the process is not what a video costs.
@@ -72,27 +84,14 @@ def _tried(
                 progress.advance()
             else:
                 rows.append(row)
-                sizes = [os.path.getsize(folder / name) for name in members(row)]
-                loose += sum(_whole(size, _BLOCK) for size in sizes) + _BLOCK * bool(sizes)
-                tar += _in_tar([len(canonical_json(row)), *sizes]) if sizes else 0
             if time.monotonic() - began > most_seconds and (num_done or len(rows) > 2):
                 break
-    seconds = time.monotonic() - began
-    scale = total / max(num_done, 1)
-    usable = sum(row["status"] != "quarantined" for row in rows) / max(len(rows), 1)
-    return Estimate(
-        num_sampled=max(num_done, 1),
-        num_clips=len(rows) * scale * usable,
-        usable=usable,
-        loose_bytes=loose * scale,
-        tar_bytes=tar * scale,
-        seconds=seconds * scale / min(workers, total),
-    )
+    return rows, num_done, time.monotonic() - began
 
 
-def _whole(size: int, block: int) -> int:
-    return -(-size // block) * block
+def _in_blocks(sizes: list[int], block: int) -> int:
+    return sum(-(-size // block) * block for size in sizes)
 
 
 def _in_tar(sizes: list[int]) -> int:
-    return sum(_TAR_BLOCK + _whole(size, _TAR_BLOCK) for size in sizes)
+    return len(sizes) * _TAR_BLOCK + _in_blocks(sizes, _TAR_BLOCK)

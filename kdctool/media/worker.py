@@ -59,7 +59,7 @@ def _work(pipe: _Pipe, task: Task, out: Place, settings: Settings, tools: Tools,
         pipe.send(Begin(start))
 
     try:
-        for row in extract(item, out, settings, tools, task.done, task.with_ffmpeg, begin, opener):
+        for row in extract(task, out, settings, tools, begin, opener):
             pipe.send(Made(row))
     except (EOFError, BrokenPipeError):
         raise

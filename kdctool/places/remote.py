@@ -189,10 +189,10 @@ class Remote:
                 store.pipe_file(self.key, data, mode="create")
             except FileExistsError:
                 return False
-            except (NotImplementedError, TypeError, ValueError):
-                store.pipe_file(self.key, data)
-            except OSError as error:
-                if error.errno != errno.ENOSYS:
+            except Exception as error:
+                if _says(error) == "PreconditionFailed":  # s3fs knows it only where the answer names the condition.
+                    return False
+                if not _cannot_be_exclusive(error):
                     raise
                 store.pipe_file(self.key, data)
         return True
@@ -244,6 +244,18 @@ def _stored(entry: dict[str, Any]) -> Stored:
     modified = entry.get("LastModified") or entry.get("mtime") or entry.get("updated")
     stamp = entry.get("ETag") or entry.get("etag") or modified
     return Stored(int(entry["size"] or 0), f"{stamp} {entry['size']}", modified=modified)
+
+
+def _says(error: BaseException) -> str:
+    """The code in an S3 store's answer, which stands in the error that s3fs translated; empty where there is none."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    return str(answer.get("Error", {}).get("Code", ""))
+
+
+def _cannot_be_exclusive(error: Exception) -> bool:
+    """Whether the store answers that it has no writing of what is not there yet, or botocore is too old to ask."""
+    is_unknown_to_botocore = type(error).__name__ == "ParamValidationError" and "IfNoneMatch" in str(error)
+    return is_unknown_to_botocore or (isinstance(error, OSError) and error.errno == errno.ENOSYS)
 
 
 def _callback(heard: Callable[[], None]) -> Any:

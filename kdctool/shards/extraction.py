@@ -9,8 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from kdctool.errors import DataFault, UsageFault
-from kdctool.files import canonical_json, read_json
+from kdctool.errors import DataFault, UsageFault, quoted
+from kdctool.files import canonical_json, read_json, sha256_file
 from kdctool.shards.formats import Box
 
 MANIFEST, DONE = "manifest.jsonl", "done.json"
@@ -74,24 +74,21 @@ class Extraction:
 def open_extraction(out: Path) -> Extraction:
     """Open an extraction folder; DataFault when extraction has not finished there."""
     if not out.is_dir():
-        raise UsageFault(f"there is no folder {out}", f"kdctool extract VIDEOS {out}")
+        raise UsageFault(f"there is no folder {out}", f"kdctool extract VIDEOS {quoted(out)}")
     for name in (MANIFEST, DONE):
         if not (out / name).is_file():
             raise DataFault(
-                f"{out} has no {name}: nothing was extracted, or not to the end", f"kdctool extract VIDEOS {out}"
+                f"{out} has no {name}: nothing was extracted, or not to the end",
+                f"kdctool extract VIDEOS {quoted(out)}",
             )
     try:
         done = dict(read_json(out / DONE))
     except (OSError, ValueError, TypeError) as error:
         raise DataFault(f"{out / DONE} is damaged: {error}", _AGAIN) from error
-    digest = sha256()
-    with open(out / MANIFEST, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    expected = stated_digests(done).get(MANIFEST, digest.hexdigest())
-    if expected != digest.hexdigest():
+    digest = sha256_file(out / MANIFEST)
+    if stated_digests(done).get(MANIFEST, digest) != digest:
         raise DataFault(f"{out / MANIFEST} is not the one that {DONE} was written for: its sha256 differs", _AGAIN)
-    return Extraction(out, done, digest.hexdigest())
+    return Extraction(out, done, digest)
 
 
 def stated_digests(done: dict[str, Any]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from kdctool.errors import DataFault, EnvironmentFault, VerificationFault
+from kdctool.errors import DataFault, EnvironmentFault, VerificationFault, quoted
 from kdctool.files import canonical_json, digest, write_bytes
 from kdctool.progress import say
 from kdctool.shards import foreign
@@ -168,7 +168,7 @@ def load(folder: Path, index_foreign: bool = True) -> Index:
             lacks = "no such folder" if not folder.is_dir() else "no index.json" if tars else "no tar and no index.json"
             raise DataFault(
                 f"there are no shards in {folder}: {lacks}",
-                f"kdctool extract VIDEOS out/, then kdctool shard out/ {folder}",
+                f"kdctool extract VIDEOS out/, then kdctool shard out/ {quoted(folder)}",
             )
         with _alone(folder):  # the ranks of one run come here together: one of them indexes
             if not path.is_file():

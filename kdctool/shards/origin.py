@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdctool.errors import UsageFault
+from kdctool.errors import UsageFault, quoted
 from kdctool.files import disk_faults
 from kdctool.places import Missing, Place, Remote, many
 from kdctool.places.mirror import Mirror, spoken_of
@@ -114,6 +114,6 @@ def opened(place: Place) -> Iterator[Origin]:
         mirror.clear()
         there = place.children()
         if not there:
-            raise UsageFault(f"there is nothing at {place}", f"kdctool extract VIDEOS {place}")
+            raise UsageFault(f"there is nothing at {place}", f"kdctool extract VIDEOS {quoted(place)}")
         mirror.pull([name for name in (MANIFEST, DONE) if name in there])
         yield RemoteOrigin(open_extraction(mirror.local), place)

@@ -1,7 +1,7 @@
 """Which clip goes into which shard: a pure function of the manifest, the labels and the settings.
 
 Within a split, clips are sorted by a hash of their uid, so every shard is a random sample of the split. The held-out
-split is made of whole source videos, chosen by a hash of `source_id`.
+split is made of whole source videos, chosen by a hash of `source_id`; copies of a file go the same way.
 """
 
 from collections import Counter, defaultdict
@@ -43,6 +43,8 @@ class PlannedClip:
     length: int
     labels: tuple[str, ...]
     split: str
+    source_sha256: str = ""
+    """Of the source video's bytes: copies of a file under two names are not held out apart either."""
     boxes: tuple[Box, ...] = ()
 
 
@@ -91,7 +93,7 @@ def make_plan(extraction: Extraction, settings: Settings, labels: LabelOptions) 
     unmatched = match_labels(clips, given.rows)
     if given.known:
         check_known(((label, f"clip {c.uid}") for c in clips for label in c.labels), given.known, given.list_name)
-    without_split = _assign_splits(clips, settings)
+    without_split = assign_splits(clips, settings)
     groups: dict[str, list[PlannedClip]] = defaultdict(list)
     homes: dict[str, set[str]] = defaultdict(set)
     for clip in clips:
@@ -153,13 +155,14 @@ def _usable(extraction: Extraction) -> tuple[list[PlannedClip], dict[str, int]]:
         labels = tuple(dict.fromkeys(str(label) for label in row["labels"]))
         source_id = video_in_name(row["source"]) or str(row.get("source_id") or row["source"])
         start, length_s = float(row.get("start_s") or 0), float(row.get("duration_s") or 0)
+        end, content = start + length_s, str(row.get("source_sha256") or "")
         clips.append(
-            PlannedClip(row["uid"], row["source"], source_id, start, start + length_s, place, length, labels, split)
+            PlannedClip(row["uid"], row["source"], source_id, start, end, place, length, labels, split, content)
         )
     return clips, dict(left_out.most_common())
 
 
-def _assign_splits(clips: list[PlannedClip], settings: Settings) -> int:
+def assign_splits(clips: list[PlannedClip], settings: Settings) -> int:
     """Fill in `split` of every clip; returns how many had none although others had one."""
     if settings.split:
         for clip in clips:
@@ -167,11 +170,31 @@ def _assign_splits(clips: list[PlannedClip], settings: Settings) -> int:
         return 0
     open_clips = [clip for clip in clips if not clip.split]
     given = len(open_clips) < len(clips)
-    sizes = Counter(clip.source_id for clip in clips) if settings.holdout and not given else Counter()
-    test = held_out(dict(sizes)) if sizes else set()
+    homes = _homes(clips) if settings.holdout and not given else {}
+    test = held_out(dict(Counter(homes[clip.source_id] for clip in clips))) if homes else set()
     for clip in open_clips:
-        clip.split = "test" if clip.source_id in test else "train"
+        clip.split = "test" if homes.get(clip.source_id) in test else "train"
     return len(open_clips) if given else 0
+
+
+def _homes(clips: list[PlannedClip]) -> dict[str, str]:
+    """Source video -> the first name of all source videos that copies of one file join with it."""
+    homes = {clip.source_id: clip.source_id for clip in clips}
+    by_content: dict[str, set[str]] = defaultdict(set)
+    for clip in clips:
+        if clip.source_sha256:
+            by_content[clip.source_sha256].add(clip.source_id)
+    for sources in by_content.values():
+        roots = {_root(homes, source) for source in sources}
+        for root in roots:
+            homes[root] = min(roots)
+    return {source: _root(homes, source) for source in homes}
+
+
+def _root(homes: dict[str, str], source: str) -> str:
+    while homes[source] != source:
+        source = homes[source]
+    return source
 
 
 def _cut(groups: dict[str, list[PlannedClip]], size: int) -> Iterator[PlannedShard]:

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from kdctool.errors import DataFault
+from kdctool.errors import DataFault, quoted
 from kdctool.progress import bar
 from kdctool.shards import foreign, index
 from kdctool.shards.extraction import DONE, MANIFEST, USABLE, open_extraction
@@ -44,7 +44,8 @@ def is_extraction(folder: Path) -> bool:
     if (folder / index.INDEX).is_file() or (folder / index.BUILDING).is_dir() or foreign.tars(folder):
         return False
     raise DataFault(
-        f"{folder} holds neither extracted clips nor shards", f"kdctool extract VIDEOS {folder}, or name another folder"
+        f"{folder} holds neither extracted clips nor shards",
+        f"kdctool extract VIDEOS {quoted(folder)}, or name another folder",
     )
 
 

@@ -3,7 +3,6 @@
 import functools
 import importlib
 import importlib.util
-import os
 import sys
 import types
 import zlib
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from kdctool.errors import EnvironmentFault
-from kdctool.files import PARTIAL, disk_faults, fsync_folder
+from kdctool.files import whole_file
 from kdctool.shards.entry import Entry, collect
 from kdctool.shards.tar import BLOCK
 
@@ -40,23 +39,12 @@ def tar_writer() -> Any:
 
 
 def write_shard(path: Path, split: str, clips: Iterable[Clip]) -> Entry:
-    """Write a tar under a temporary name, sync it, rename it. A full disk leaves nothing behind (exit 4)."""
-    partial = path.with_name(path.name + PARTIAL)
-    with disk_faults(path):
-        try:
-            with open(partial, "wb") as file:
-                tee = _Tee(file)
-                # mtime 0, uid and gid 0, one mode and no user name: bytes depend on the clips alone.
-                writer = tar_writer()(tee, user="", group="", mode=0o644, encoder=False, mtime=0)
-                members = list(_written(writer, clips))
-                writer.close()
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        fsync_folder(path.parent)
+    """Write a tar, complete or not at all. A full disk leaves nothing behind (exit 4)."""
+    with whole_file(path) as file:
+        tee = _Tee(file)
+        # mtime 0, uid and gid 0, one mode and no user name: bytes depend on the clips alone.
+        with tar_writer()(tee, user="", group="", mode=0o644, encoder=False, mtime=0) as writer:
+            members = list(_written(writer, clips))
     return collect(path.name, split, tee.size, tee.sha256.hexdigest(), members)
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdctool.errors import DataFault, UsageFault
+from kdctool.errors import DataFault, UsageFault, quoted
 from kdctool.files import write_bytes
 from kdctool.shards.formats import LabelRow
 from kdctool.shards.labels import FOLDERS, LabelOptions, detect, label_sources
@@ -134,7 +134,7 @@ def run(
     if FOLDERS in files and clips is None:
         raise UsageFault("the labels of folders need --clips", "say where the clips are")
     if clips is not None and not Path(clips).is_dir():
-        raise UsageFault(f"there is no folder {clips}", f"kdctool extract VIDEOS {clips}")
+        raise UsageFault(f"there is no folder {clips}", f"kdctool extract VIDEOS {quoted(clips)}")
     stored = stock(Path(clips)) if clips is not None else []
     given = LabelOptions(files, labels_format, class_names).read(clip.source for clip in stored)
     listed, again = _listed(given.rows)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdctool.errors import DataFault, UsageFault
+from kdctool.errors import DataFault, UsageFault, quoted
 from kdctool.files import disk_faults, write_bytes
 from kdctool.progress import bar, say
 from kdctool.shards import index
@@ -75,11 +75,11 @@ def run(
     if to not in CONVERTERS:
         raise UsageFault(f"--to {to}: no such format", f"there are: {', '.join(CONVERTERS)}")
     if target.suffix.lower() != ".json":
-        raise UsageFault(f"{target} is no .json", f"kdctool data convert {clips} {target}.json")
+        raise UsageFault(f"{target} is no .json", f"kdctool data convert {quoted(clips)} {quoted(f'{target}.json')}")
     if target.exists() and not overwrite:
         raise UsageFault(f"{target} exists", "name another file, or say --overwrite")
     if not clips.is_dir():
-        raise UsageFault(f"there is no folder {clips}", f"kdctool extract VIDEOS {clips}")
+        raise UsageFault(f"there is no folder {clips}", f"kdctool extract VIDEOS {quoted(clips)}")
     left_out: Counter[str] = Counter()
     if is_extraction(clips):
         found = list(_extracted(clips, left_out))

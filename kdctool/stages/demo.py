@@ -13,11 +13,11 @@ from kdctool.errors import UsageFault
 from kdctool.media.settings import Settings
 from kdctool.progress import bar, say
 from kdctool.recipe import Recipe
-from kdctool.stages import demo_clips, evaluate, export, extract, finetune, pretrain, shard
+from kdctool.stages import demo_clips, evaluate, export, extract, finetune, pretrain, report, shard
 from kdctool.tasks import Metric, Result
 
 CLIPS, HELD_OUT, SECONDS = 160, 40, 2.0
-STEPS = ("clips", "extract", "shard", "pretrain", "retrieval", "finetune", "classification", "export")
+STEPS = ("clips", "extract", "shard", "pretrain", "retrieval", "finetune", "classification", "export", "report")
 MARK = ".kdctool-demo"
 
 
@@ -67,6 +67,7 @@ def run(out: Path, *, seed: int = 0, overrides: list[str] | None = None, overwri
         )
         classified = step("classification", lambda: _score(out / "runs" / "finetune", "classification"))
         step("export", lambda: export.run(out / "runs" / "finetune", out=out / "export"))
+        step("report", lambda: [report.run(out / "runs" / name) for name in ("pretrain", "finetune")])
     return _report(out, trained, untrained, classified, seconds)
 
 
@@ -117,6 +118,8 @@ def _report(out: Path, trained: Result, untrained: Result, classified: Result, s
             "frames and audio": "extracted",
             "shards": "shards",
             "runs": "runs",
+            "page of the pre-training": f"runs/pretrain/{report.NAME}",
+            "page of the classifier": f"runs/finetune/{report.NAME}",
             "exported model": "export",
         }.items()
     ]

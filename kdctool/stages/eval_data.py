@@ -1,6 +1,7 @@
 """The clips of an evaluation as a task reads them: which split, which labels, what is missing and why."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,84 +36,72 @@ def choose_split(recipe: Recipe, index: Index, asked: str | None) -> Split:
     return chosen
 
 
-def eval_data(
-    scorer: Task,
-    recipe: Recipe,
-    index: Index,
-    split: Split,
-    labels: tuple[str, ...],
-    multi_label: bool,
-    device: torch.device,
-    batch_size: int,
-) -> EvalData:
-    """What `scorer` needs of `split`, and of the training split where it needs that.
+@dataclass(frozen=True)
+class EvalReader:
+    """Reads what a task needs of clips in shards."""
 
-    `labels` are the model's label columns; a model without any takes those of the shards.
-    """
-    train = None
-    if "train" in scorer.needs:
-        learned = index.split(recipe.data.train_split)
-        train = _one(scorer, recipe, index, learned, labels, multi_label, device, batch_size, None, is_scored=False)
-    return _one(scorer, recipe, index, split, labels, multi_label, device, batch_size, train, is_scored=True)
+    scorer: Task
+    recipe: Recipe
+    index: Index
+    device: torch.device
+    batch_size: int
+    labels: tuple[str, ...] = ()
+    """The model's label columns; a model without any takes those of the shards."""
+    multi_label: bool = False
+    """Whether the model knows several labels per clip; if not, the shards may say so."""
 
+    def read(self, split: Split) -> EvalData:
+        """The clips of `split`, and of the training split where the scorer needs that."""
+        train = None
+        if "train" in self.scorer.needs:
+            train = self._clips(self.index.split(self.recipe.data.train_split))
+        return self._clips(split, self.scorer if isinstance(self.scorer, Chooses) else None, train)
 
-def _one(
-    scorer: Task,
-    recipe: Recipe,
-    index: Index,
-    split: Split,
-    labels: tuple[str, ...],
-    multi_label: bool,
-    device: torch.device,
-    batch_size: int,
-    train: EvalData | None,
-    *,
-    is_scored: bool,
-) -> EvalData:
-    labels = labels or index.labels
-    columns = _label_columns(labels, index) if "label" in scorer.needs else None
-    told = abouts(split)
-    keys = [split.key(i) for i in range(len(split))]
-    videos = [source_of(about, key) for about, key in zip(told, keys, strict=True)]
-    choice = Choice(np.ones(len(split), dtype=bool))
-    if is_scored and isinstance(scorer, Chooses):
-        choice = scorer.choose(keys, videos, told)
-    num_clips = int(choice.keep.sum()) + sum(choice.missing.values())
-    parts = [part for part in BOTH if part in scorer.needs] or BOTH
-    split, lacking = whole(split.subset(choice.keep), parts)
-    if not len(split):
-        sought = "both sound and frames" if len(parts) > 1 else {"audio": "sound", "video": "frames"}[parts[0]]
-        raise DataFault(f"no clip of split '{split.name}' has {sought}: {lacking}", "try another --split")
-    read = {split.key(i) for i in range(len(split))}
-    kept = [place for place, key in enumerate(keys) if key in read]
-    batches = eval_batches(
-        index,
-        split,
-        recipe,
-        device,
-        batch_size,
-        recipe.data.workers,
-        labels=columns is not None,
-        all_frames=scorer.frames == "all",
-        parts=parts,
-    )
-    return EvalData(
-        batches=batches if columns is None else _with_model_labels(batches, columns, len(labels)),
-        uids=[keys[place] for place in kept],
-        sources=[videos[place] for place in kept],
-        n_total=num_clips,
-        missing={**choice.missing, **lacking},
-        labels=labels,
-        multi_label=multi_label or index.multi_label,
-        abouts=[told[place] for place in kept] if "about" in scorer.needs else [],
-        train=train,
-        input_mean=recipe.data.image_mean,
-        input_std=recipe.data.image_std,
-        fbank_mean=recipe.data.fbank_mean,
-        fbank_std=recipe.data.fbank_std,
-        collages=recipe.data.tiling,
-        notes=choice.notes,
-    )
+    def _clips(self, split: Split, chooses: Chooses | None = None, train: EvalData | None = None) -> EvalData:
+        labels, data = self.labels or self.index.labels, self.recipe.data
+        columns = _label_columns(labels, self.index) if "label" in self.scorer.needs else None
+        told = abouts(split)
+        keys = [split.key(i) for i in range(len(split))]
+        videos = [source_of(about, key) for about, key in zip(told, keys, strict=True)]
+        choice = chooses.choose(keys, videos, told) if chooses else Choice(np.ones(len(split), dtype=bool))
+        parts = [part for part in BOTH if part in self.scorer.needs] or BOTH
+        split, lacking = whole(split.subset(choice.keep), parts)
+        if not len(split):
+            sought = "both sound and frames" if len(parts) > 1 else {"audio": "sound", "video": "frames"}[parts[0]]
+            raise DataFault(f"no clip of split '{split.name}' has {sought}: {lacking}", "try another --split")
+        read = {split.key(i) for i in range(len(split))}
+        kept = [place for place, key in enumerate(keys) if key in read]
+        batches = self._batches(split, parts, with_labels=columns is not None)
+        return EvalData(
+            batches=batches if columns is None else _with_model_labels(batches, columns, len(labels)),
+            uids=[keys[place] for place in kept],
+            sources=[videos[place] for place in kept],
+            n_total=int(choice.keep.sum()) + sum(choice.missing.values()),
+            missing={**choice.missing, **lacking},
+            labels=labels,
+            multi_label=self.multi_label or self.index.multi_label,
+            abouts=[told[place] for place in kept] if "about" in self.scorer.needs else [],
+            train=train,
+            input_mean=data.image_mean,
+            input_std=data.image_std,
+            fbank_mean=data.fbank_mean,
+            fbank_std=data.fbank_std,
+            collages=data.tiling,
+            notes=choice.notes,
+        )
+
+    def _batches(self, split: Split, parts: Collection[str], *, with_labels: bool) -> Iterator[Batch]:
+        return eval_batches(
+            self.index,
+            split,
+            self.recipe,
+            self.device,
+            self.batch_size,
+            self.recipe.data.workers,
+            labels=with_labels,
+            all_frames=self.scorer.frames == "all",
+            parts=parts,
+        )
 
 
 def abouts(split: Split) -> list[dict[str, Any]]:
@@ -144,6 +133,13 @@ def sources(split: Split) -> list[str]:
 def shards_of(recipe: Recipe, shards: Path | None) -> Path:
     """The folder of shards that was asked for, else the recipe's."""
     return Path(shards or recipe.data.shards)
+
+
+def with_workers(recipe: Recipe, workers: int | None) -> Recipe:
+    """The recipe with another number of loader processes, which no result depends on."""
+    if workers is None:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"workers": workers})})
 
 
 def _label_columns(known: tuple[str, ...], index: Index) -> torch.Tensor:

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from kdctool import __version__
-from kdctool.errors import UsageFault
+from kdctool.errors import UsageFault, quoted
 from kdctool.files import read_json, write_bytes, write_json
 from kdctool.progress import say
 from kdctool.recipe import Expected, Recipe
 from kdctool.registry import load_plugins
 from kdctool.shards import index as shard_index
 from kdctool.stages import leakage, run_folder
-from kdctool.stages.eval_data import choose_split, eval_data, shards_of
-from kdctool.stages.fitting import choose_device, with_workers
+from kdctool.stages.eval_data import EvalReader, choose_split, shards_of, with_workers
+from kdctool.stages.fitting import choose_device
 from kdctool.stages.load import EXPORT_FILE, Opened, open_model
 from kdctool.tasks import Prepares, Result, Task, tasks
 
@@ -61,7 +61,7 @@ def run(
     Reads the recipe's eval split; the training split only when `split` names it. DataFault when clips of the split
     occur in training, unless `allow_overlap`: then the result says how many.
     """
-    opened = open_model(source or _newest(task), images=True)
+    opened = open_model(source or _newest(task, options), images=True)
     load_plugins(opened.recipe.plugins)
     scorer = make_task(task, options)
     model = subject(opened, scorer.wants, task)
@@ -79,13 +79,15 @@ def run(
     say(f"scoring {opened.said()}")
     say(f"on {clips}, data sha256 {index.digest[:12]}, device {device}")
     recipe = with_workers(opened.recipe, workers)
-    data = eval_data(scorer, recipe, index, chosen, opened.labels, opened.multi_label, device, batch_size)
+    reader = EvalReader(scorer, recipe, index, device, batch_size, opened.labels, opened.multi_label)
+    data = reader.read(chosen)
     overlap = leakage.check(chosen, data.uids, data.sources, opened, index, allow_overlap)
     data = replace(data, open_encoder=lambda path: _beside(opened, Path(path)).to(device))
     result = scorer.run(model.to(device), data)
     result = replace(result, notes=(*overlap, *data.notes, *result.notes))
     folder = out or opened.path / "eval" / task
     payload = results(result, recipe_digest(opened), index.digest, opened.weights_sha256)
+    payload |= {"unfinished": opened.unfinished.removeprefix("unfinished: ")} if opened.unfinished else {}
     details = {
         "notes": list(result.notes),
         "options": options or {},
@@ -122,7 +124,7 @@ def score(
     index = shard_index.load(Path(shards))
     device = choose_device(device_name)
     chosen = choose_split(recipe, index, None)
-    data = eval_data(scorer, recipe, index, chosen, labels, index.multi_label, device, batch_size)
+    data = EvalReader(scorer, recipe, index, device, batch_size, labels).read(chosen)
     return scorer.run(model.to(device), data)
 
 
@@ -165,7 +167,7 @@ def subject(opened: Opened, wants: str, task: str) -> Any:
     if opened.classifier is None:
         raise UsageFault(
             f"{opened.path} has no classifier, so it cannot be scored on {task}",
-            f"kdctool finetune {opened.path} makes one; or --task retrieval",
+            f"kdctool finetune {quoted(opened.path)} makes one; or --task retrieval",
         )
     return opened.classifier
 
@@ -176,7 +178,7 @@ def _beside(opened: Opened, path: Path) -> torch.nn.Module:
     if opened.is_image and not other.is_image:
         raise UsageFault(f"{path} hears, {opened.path} is an image model: only frames are read", "swap the two")
     for section, keys in (
-        ("data", ("fbank_mean", "fbank_std", "image_mean", "image_std", "tiling")),
+        ("data", ("fbank_mean", "fbank_std", "image_mean", "image_std", "tiling", "crop_pct")),
         ("model", ("audio_frames", "mel_bins", "image_size")),
     ):
         for key in keys:
@@ -207,16 +209,42 @@ def _save(path: Path, arrays: dict[str, Any]) -> None:
     write_bytes(path, held.getvalue())
 
 
-def _newest(task: str) -> Path:
-    if tasks.get(task).cls.wants != "classifier":
-        return run_folder.newest()
+def _newest(task: str, options: dict[str, Any] | None) -> Path:
+    """The newest finished run that `task` can score, told; UsageFault says what is lacking where there is none."""
+    scorer = make_task(task, options)
+    kinds, lacking = _FITTING.get(scorer.wants, (("pretrain", "finetune"), None))
+    runs = run_folder.finished(kinds=kinds)
+    if not runs and lacking and run_folder.finished():
+        raise UsageFault(f"{lacking[0]} in {run_folder.RUNS}/, and {task} needs {lacking[1]}", lacking[2])
+    # Where no run fits, the newest of them says by opening it why it does not.
+    run = next((run for run in runs if _fits(run, scorer)), None) or run_folder.newest(kinds=kinds)
+    newer = [other.name for other in run_folder.finished() if other != run]
+    say(f"no RUN was named: {run} is the newest finished one that {task} can score" if newer else f"scoring {run}")
+    return run
+
+
+_FITTING = {
+    "classifier": (
+        ("finetune",),
+        ("no finished finetuning", "a classifier", "kdctool finetune makes one from the newest pre-training"),
+    ),
+    "objective": (
+        ("pretrain",),
+        ("no finished pre-training", "the decoder of one", "name a run that has one, or make one: kdctool pretrain"),
+    ),
+}
+"""What a task wants -> kinds of runs that have it, and what to say where there is none."""
+
+
+def _fits(run: Path, scorer: Task) -> bool:
+    """Whether a run is of a model that `scorer` can score, by its recipe."""
     try:
-        return run_folder.newest(kinds=("finetune",))
-    except UsageFault as fault:
-        raise UsageFault(
-            f"no finished finetuning in {run_folder.RUNS}/, and {task} needs a classifier",
-            "kdctool finetune makes one from the newest pre-training",
-        ) from fault
+        objective = recipes.load(run / run_folder.RECIPE_FILE).objective
+    except KdctoolError:
+        return False
+    if objective.student_sees_frames_alone and ("audio" in scorer.needs or scorer.wants == "objective"):
+        return False
+    return scorer.wants != "objective" or objective.decodes
 
 
 def _plain(value: Any) -> Any:

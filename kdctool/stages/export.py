@@ -123,6 +123,7 @@ def _package(opened: Opened, decoder: bool = False) -> Package:
         data_digest=opened.data_digest,
         clip=opened.clip,
         teachers=opened.teachers,
+        unfinished=opened.unfinished,
         results=tuple(result for result in found if result["weights_sha256"] == opened.weights_sha256),
     )
 

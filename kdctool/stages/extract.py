@@ -4,8 +4,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Any
 
 from kdctool.errors import DataFault, Interrupted, UsageFault
 from kdctool.files import InUse, disk_faults
-from kdctool.media import binary, inputs, parts, stored
 from kdctool.media import engine as engines
+from kdctool.media import inputs, parts, stored
 from kdctool.media.engine import Engine, Runner
 from kdctool.media.fetch import REASONS_OF_A_STORE
 from kdctool.media.home import Home, open_home
@@ -23,10 +23,12 @@ from kdctool.media.messages import Task
 from kdctool.media.parts import Part
 from kdctool.media.rows import is_there, members
 from kdctool.media.sample import estimate
-from kdctool.media.settings import Item, Settings, Tools
+from kdctool.media.settings import Settings
 from kdctool.places import Place, Remote, parse
 from kdctool.progress import bar, say
+from kdctool.stages import extract_work
 from kdctool.stages.extract_summary import Summary, judge, summarise
+from kdctool.stages.extract_work import Todo, Work, blank
 
 SYNC_EVERY_S = 30.0
 _MERGE_TRIES, _MERGE_EVERY_S = 20, 0.5
@@ -56,87 +58,84 @@ def run(
     """
     settings.check()
     engines.check(engine, ray_address)
-    if part is not None and (overwrite or merge):
-        raise UsageFault(
-            f"--part {part} does not go with --{'overwrite' if overwrite else 'merge'}: it would touch other parts",
-            "delete the folder before the parts start" if overwrite else "--merge comes alone, after all parts",
-        )
+    _check_alone(part, overwrite, merge)
     videos, out = parse(videos), parse(out)
     for place in (videos, out):
         if isinstance(place, Remote):
             place.check_package()
-    whole = inputs.find(videos, settings.images)
-    found = part.of(whole) if part else whole
+    work = Work(settings, inputs.find(videos, settings.images), part, packed)
     _check_apart(videos, out)
-    tools = _tools(settings, found.items)
-    sizes = {item.key: size_of(item) for item in found.items}
-    num_workers = workers or _num_workers(found, out)
+    tools = extract_work.tools(settings, work.found.items)
+    num_workers = workers or extract_work.num_workers(work.found, out)
     with open_home(out) as home:
         home.pull(part)
-        ledger = _loaded(home, settings, whole, overwrite, part, packed)
-        todo = ledger.todo(found.items, sizes, retry_quarantined)
+        ledger = blank(home) if overwrite else work.ledger(home)
         if dry_run:
+            todo = work.todo(ledger, retry_quarantined)
             told = estimate([item for item, _ in todo], settings, tools, num_workers)
-            plan = summarise(out, found, ledger, sizes, todo)
-            return replace(plan, part=str(part or ""), is_dry_run=True, estimate=told)
+            return replace(summarise(out, work, ledger, todo), part=str(part or ""), is_dry_run=True, estimate=told)
         with home.held(part), _stopped_by_signals():
-            if overwrite:
-                with disk_faults(home.notes):
-                    home.forget()
-                ledger = Ledger(home.notes, clips=home.clips)
-            home.pull(part)
-            if not overwrite:  # Another command may have ended meanwhile.
-                ledger = _loaded(home, settings, whole, overwrite, part, packed)
-            damaged = ledger.drop_damaged()
-            if damaged:
-                say(f"{damaged} clips of an interrupted run are not whole and are made again")
-            todo = ledger.todo(found.items, sizes, retry_quarantined)
+            ledger = _begun(home, work, overwrite)
+            todo = work.todo(ledger, retry_quarantined)
             if merge and todo:
                 raise DataFault(
-                    f"{len(todo)} of {len(found.items)} inputs are not done, the first is {todo[0][0].source!a}",
+                    f"{len(todo)} of {len(work.found.items)} inputs are not done, the first is {todo[0][0].source!a}",
                     "run the parts that are missing, or the same command without --merge",
                 )
             began, num_made = time.monotonic(), 0
             if todo:
-                with disk_faults(home.notes):
-                    ledger.open(settings)
-                home.begun(part)
                 num_workers = min(num_workers if workers or engine == "local" else len(todo), len(todo))
-                try:
-                    with engines.open_pool(engine, ray_address, num_workers, out, settings, tools) as pool:
-                        num_made = _extract(pool, home, ledger, sizes, todo, found.root)
-                except OSError:
-                    with disk_faults(home.notes, needed=_still_needed(ledger, settings, todo)):
-                        raise
-            waiting = _close(home, ledger, part, found, whole, settings)
-        merged = _merged(home, settings, whole) if part and not waiting else None
-        if merged is not None:
-            ledger, found, sizes = merged, whole, {item.key: size_of(item) for item in whole.items}
-        done = summarise(out, found, ledger, sizes, todo, num_made=num_made, seconds=time.monotonic() - began)
+                pool = engines.open_pool(engine, ray_address, num_workers, out, settings, tools)
+                num_made = _make(pool, home, ledger, work, todo)
+            waiting = _close(home, ledger, work)
+        merged = _merged(home, settings, work.whole) if part and not waiting else None
+        work, ledger = merged or (work, ledger)
+        done = summarise(out, work, ledger, todo, num_made=num_made, seconds=time.monotonic() - began)
         if ledger.part is None:
             judge(done, max_bad)
         is_merged = (home.notes / DONE).exists()
     return replace(done, part=str(part or ""), is_merged=is_merged, waiting_for=tuple(waiting))
 
 
-def _close(
-    home: Home, ledger: Ledger, part: Part | None, found: inputs.Inputs, whole: inputs.Inputs, settings: Settings
-) -> list[int]:
+def _check_alone(part: Part | None, overwrite: bool, merge: bool) -> None:
+    if part is not None and (overwrite or merge):
+        raise UsageFault(
+            f"--part {part} does not go with --{'overwrite' if overwrite else 'merge'}: it would touch other parts",
+            "delete the folder before the parts start" if overwrite else "--merge comes alone, after all parts",
+        )
+
+
+def _begun(home: Home, work: Work, overwrite: bool) -> Ledger:
+    """The notes once the folder is held, without what an interrupted run spoilt: another command may have ended."""
+    if overwrite:
+        with disk_faults(home.notes):
+            home.forget()
+        return Ledger(home.notes, clips=home.clips)
+    home.pull(work.part)
+    ledger = work.ledger(home)
+    damaged = ledger.drop_damaged()
+    if damaged:
+        say(f"{damaged} clips of an interrupted run are not whole and are made again")
+    return ledger
+
+
+def _close(home: Home, ledger: Ledger, work: Work) -> list[int]:
     """Write the manifest, or of a part that it is done; the parts that are not."""
+    part = work.part
     with disk_faults(home.notes):
         if part is None:
-            ledger.close(found.items, settings)
+            ledger.close(work.whole.items, work.settings)
         else:
-            ledger.close_part(settings)
+            ledger.close_part(work.settings)
     home.ended(part)
     if part is None:
         return []
     # Under the lock that parts share: nobody merges meanwhile, so of two that end together one sees both done.
     home.pull(part)
-    return parts.missing(home.notes, whole.items, ledger.finished, part.count)
+    return parts.missing(home.notes, work.whole.items, ledger.finished, part.count)
 
 
-def _merged(home: Home, settings: Settings, whole: inputs.Inputs) -> Ledger | None:
+def _merged(home: Home, settings: Settings, whole: inputs.Inputs) -> tuple[Work, Ledger] | None:
     """Write the manifest when every input is done. None when not, or when another command is at it."""
     for _ in range(_MERGE_TRIES):
         try:
@@ -144,14 +143,12 @@ def _merged(home: Home, settings: Settings, whole: inputs.Inputs) -> Ledger | No
                 home.pull(None)
                 if (home.notes / DONE).exists():
                     return None
-                ledger = _loaded(home, settings, whole, overwrite=False)
-                sizes = {item.key: size_of(item) for item in whole.items}
-                if ledger.drop_damaged() or ledger.todo(whole.items, sizes, retry=False):
+                work = Work(settings, whole)
+                ledger = work.ledger(home)
+                if ledger.drop_damaged() or work.todo(ledger):
                     return None
-                with disk_faults(home.notes):
-                    ledger.close(whole.items, settings)
-                home.ended(None)
-                return ledger
+                _close(home, ledger, work)
+                return work, ledger
         except InUse:  # A part that is about to end, or to merge.
             time.sleep(_MERGE_EVERY_S)
     return None
@@ -169,67 +166,20 @@ def _check_apart(videos: Place, out: Place) -> None:
         raise UsageFault(f"the output {out} lies inside the input {videos}", "name a folder outside of it")
 
 
-def _tools(settings: Settings, items: Iterable[Item]) -> Tools:
-    timeout_s = 60.0 + 6 * settings.window_s
-    largest = max([Tools.file_bytes, *(item.stored_bytes or 0 for item in items)])
-    if settings.decoder == "pyav" or settings.images:
-        return Tools(clip_timeout_s=timeout_s, file_bytes=largest)
-    path = binary.find()
-    return Tools(path, binary.version(path), timeout_s, file_bytes=largest)
-
-
-def _num_workers(found: inputs.Inputs, out: Place) -> int:
-    """One per core; two where half of the time is waiting for a store."""
-    is_remote = isinstance(out, Remote) or any(item.is_remote for item in found.items)
-    return _num_cores() * (2 if is_remote else 1)
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _loaded(
-    home: Home,
-    settings: Settings,
-    found: inputs.Inputs,
-    overwrite: bool,
-    part: Part | None = None,
-    packed: frozenset[str] = frozenset(),
-) -> Ledger:
-    out = home.notes
-    ledger = Ledger(out, part, packed, home.clips)
-    ledger.load()
-    if overwrite:
-        return Ledger(out, clips=home.clips)
-    if part:
-        parts.check_count(out, part)
-    ledger.check_settings(settings)
-    known = ledger.finished.keys() | ledger.started.keys()
-    if known and known.isdisjoint(item.key for item in found.items):
-        raise UsageFault(
-            f"{out} holds clips of other videos, of none that is given now", "name another folder, or --overwrite"
-        )
-    return ledger
-
-
-def size_of(item: Item) -> int:
-    """Bytes of an input; by them a rerun notices that it changed. -1 where there is no file."""
-    if item.stored_bytes is not None:
-        return item.stored_bytes
+def _make(pool: AbstractContextManager[Runner], home: Home, ledger: Ledger, work: Work, todo: Todo) -> int:
+    """Make what is to do; the number of rows."""
+    with disk_faults(home.notes):
+        ledger.open(work.settings)
+    home.begun(work.part)
     try:
-        return os.stat(item.path).st_size
+        with pool as runner:
+            return _extract(runner, home, ledger, work, todo)
     except OSError:
-        return -1
+        with disk_faults(home.notes, needed=_still_needed(ledger, work.settings, todo)):
+            raise
 
 
-def _extract(
-    pool: Runner,
-    home: Home,
-    ledger: Ledger,
-    sizes: dict[str, int],
-    todo: list[tuple[Item, frozenset[int]]],
-    root: Remote | None,
-) -> int:
+def _extract(pool: Runner, home: Home, ledger: Ledger, work: Work, todo: Todo) -> int:
     """Run the pool and note what it makes; return the number of rows."""
     num_made = num_bad = 0
     began = synced = time.monotonic()
@@ -238,13 +188,13 @@ def _extract(
         for item, row in pool.run(Task(item, done) for item, done in todo):
             home.beat()
             if item.is_remote and row is not None and row["reason"] in REASONS_OF_A_STORE:
-                stored.check_reachable(root, item)
+                stored.check_reachable(work.found.root, item)
             if row is None:
-                ledger.finish_input(item, sizes[item.key], done_before[item.key])
+                ledger.finish_input(item, work.sizes[item.key], done_before[item.key])
                 rate = num_made / max(time.monotonic() - began, 1e-3)
                 progress.advance(note=f"{rate:.1f} clips/s" + (f", {num_bad} quarantined" if num_bad else ""))
             else:
-                ledger.note(item, sizes[item.key], row)
+                ledger.note(item, work.sizes[item.key], row)
                 num_made += 1
                 num_bad += row["status"] == "quarantined"
             if time.monotonic() - synced > SYNC_EVERY_S:
@@ -253,7 +203,7 @@ def _extract(
     return num_made
 
 
-def _still_needed(ledger: Ledger, settings: Settings, todo: list[tuple[Item, frozenset[int]]]) -> int:
+def _still_needed(ledger: Ledger, settings: Settings, todo: Todo) -> int:
     """About how many bytes the inputs that are not done will take: as many as those that are, per input."""
     clips = [row for row in ledger.rows.values() if row["frames"] or row["audio"]]
     some = [row for row in clips[:50] if is_there(ledger.out, row)]

@@ -4,11 +4,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from kdctool.errors import DataFault
-from kdctool.media import inputs
 from kdctool.media.ledger import Ledger
 from kdctool.media.sample import Estimate
-from kdctool.media.settings import Item
 from kdctool.places import Place
+from kdctool.stages.extract_work import Todo, Work
 
 _MODALITIES = {"audio", "video"}
 
@@ -56,16 +55,9 @@ class Summary:
         return self.num_made / self.seconds if self.seconds else 0.0
 
 
-def summarise(
-    out: Place,
-    found: inputs.Inputs,
-    ledger: Ledger,
-    sizes: dict[str, int],
-    todo: list[tuple[Item, frozenset[int]]],
-    num_made: int = 0,
-    seconds: float = 0.0,
-) -> Summary:
+def summarise(out: Place, work: Work, ledger: Ledger, todo: Todo, num_made: int = 0, seconds: float = 0.0) -> Summary:
     """Count what the folder holds; with the notes of a part, what is there of its inputs."""
+    found, sizes = work.found, work.sizes
     given = {item.key for item in found.items}
     here = [name for key, (_, uids) in ledger.finished.items() if key in given for name in uids]
     rows = [ledger.rows[name] for name in here if name in ledger.rows] if ledger.part else list(ledger.rows.values())

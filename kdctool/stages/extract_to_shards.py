@@ -15,6 +15,7 @@ from kdctool.places import Place, parse
 from kdctool.shards import building, destination
 from kdctool.stages import extract, shard
 from kdctool.stages.extract_summary import Summary
+from kdctool.stages.extract_work import size_of
 from kdctool.stages.shard import ShardSummary
 
 STAGING = "extraction"
@@ -67,7 +68,7 @@ def _check_same(videos: Place, shards: Place, images: bool, retry: bool) -> None
     if not ledger.finished:
         raise UsageFault(f"{shards} holds shards that were made without --to-shards", again)
     items = inputs.find(videos, images).items
-    changed = [item for item in items if ledger.finished.get(item.key, (-2, []))[0] != extract.size_of(item)]
+    changed = [item for item in items if ledger.finished.get(item.key, (-2, []))[0] != size_of(item)]
     if changed:
         raise UsageFault(
             f"{len(changed)} videos are new or changed since shards were made in {shards},"

@@ -9,11 +9,11 @@ import torch
 from kdctool import dist
 from kdctool import recipe as recipes
 from kdctool.data.labels import ClipLabels, read_labels
-from kdctool.errors import DataFault, UsageFault
+from kdctool.errors import DataFault, UsageFault, quoted
 from kdctool.models.av_encoder import AVEncoder
 from kdctool.models.classifier import AVClassifier
-from kdctool.models.image_classifier import ImageClassifier, set_drop_path
-from kdctool.models.weights import count
+from kdctool.models.drop_path import set_drop_path
+from kdctool.models.image_classifier import ImageClassifier
 from kdctool.objectives.classification import ClassificationObjective
 from kdctool.progress import say
 from kdctool.recipe import Recipe
@@ -53,15 +53,11 @@ def run(
         split, weights, told = _chosen(index, whole, recipe)
         the_plan = fitting.plan(split, options.training, recipe.seed, ranks, weights)
         objective = build_objective(recipe, opened.encoder, index)
-        total, trainable = count(objective)
         scales = objective.classifier.lr_scales(options.layer_decay, options.head_lr_scale)
         return fitting.Job(
-            kind="finetune",
             recipe=recipe,
             index=index,
             split=split,
-            training=options.training,
-            optim=options.optim,
             plan=the_plan,
             objective=objective,
             rows=[
@@ -69,10 +65,10 @@ def run(
                 ("classes", f"{len(index.labels)}" + (", several per clip" if index.multi_label else "")),
                 *told,
                 *the_plan.rows(),
-                ("parameters", f"{total:,} ({trainable:,} trained)"),
+                fitting.parameters(objective),
                 *_averaging(recipe),
             ],
-            next_step=lambda run: f"kdctool eval {run} --task classification",
+            next_step=lambda run: f"kdctool eval {quoted(run)} --task classification",
             guard=start,
             about={
                 "labels": list(index.labels),
@@ -159,6 +155,11 @@ def _check_kind(opened: Opened, recipe: Recipe) -> None:
         raise UsageFault(
             f"{opened.path} trained an image model: it cannot classify finetune.modality = '{options.modality}'",
             "--modality video",
+        )
+    if recipe.data.crop_pct < 1 and not opened.is_image:
+        raise UsageFault(
+            f"data.crop_pct = {recipe.data.crop_pct:g} is for image models, {opened.path} is audio-visual",
+            "set data.crop_pct = 1.0",
         )
     if options.drop_path and not opened.is_image:
         raise UsageFault(

@@ -18,8 +18,7 @@ from kdctool.models.weights import load_state, load_strict, split_state
 from kdctool.objectives import build as build_objective
 from kdctool.recipe import Recipe
 from kdctool.stages.foreign import no_model
-from kdctool.stages.run_folder import RECIPE_FILE, RUN_FILE
-from kdctool.stages.run_folder import about as about_run
+from kdctool.stages.run_folder import RECIPE_FILE, RUN_FILE, read_about
 from kdctool.stages.runs import unfinished
 from kdctool.train import checkpoint
 
@@ -102,7 +101,7 @@ def newest_checkpoint(run: Path) -> checkpoint.Checkpoint:
 
 def _open_run(run: Path, images: bool) -> Opened:
     found = newest_checkpoint(run)
-    about = about_run(run)
+    about = read_about(run)
     recipe = recipes.load(run / RECIPE_FILE)
     _check_kind(run, recipe, images)
     labels = tuple(about.get("labels", []))

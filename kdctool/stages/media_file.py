@@ -15,7 +15,7 @@ from torch import Tensor
 from kdctool.data import decode
 from kdctool.data.clips import WINDOW_SHIFT, WINDOW_SIZE
 from kdctool.data.device import ToBatch
-from kdctool.data.frames import normalise, resize_crop
+from kdctool.data.frames import normalise, resize_crop, short_side
 from kdctool.errors import DataFault, UsageFault
 from kdctool.media import binary, engine
 from kdctool.media.messages import Task
@@ -51,11 +51,11 @@ class Window:
 def settings_for(recipe: Recipe, clip: dict[str, Any]) -> Settings:
     """How the clips were extracted that a model was trained on; `clip` is the record of its shards, {} if unknown.
 
-    Without a record: windows as long as the filter bank, 10 s at most, and frames of the model's size.
+    Without a record: windows as long as the filter bank, 10 s at most, and frames as large as the model needs them.
     """
     known = {field.name: clip[field.name] for field in fields(Settings) if clip.get(field.name) is not None}
     known.setdefault("window_s", min(10.0, recipe.model.audio_frames / 100))
-    known.setdefault("size", recipe.model.image_size)
+    known.setdefault("size", short_side(recipe.model.image_size, recipe.data.crop_pct))
     return Settings(**known)
 
 
@@ -95,7 +95,7 @@ def _window(folder: Path, row: Row, recipe: Recipe, settings: Settings, path: Pa
         fbank = audio_input(decode.audio(data, settings.sample_rate, str(path)), recipe, str(path))
     if row["frames"]:
         stored = [decode.frame((folder / name).read_bytes(), str(path)) for name in row["frames"]]
-        frames = torch.stack([_sized(frame, recipe.model.image_size) for frame in stored])
+        frames = torch.stack([_sized(frame, recipe) for frame in stored])
         frames = normalise(frames, recipe.data.image_mean, recipe.data.image_std)
     return Window(float(row["start_s"]), float(row["duration_s"]), fbank, frames)
 
@@ -112,7 +112,8 @@ def audio_input(samples: np.ndarray, recipe: Recipe, where: str) -> Tensor:
     return to_batch.fbank(torch.from_numpy(wave), torch.tensor([min(len(samples), most)]), mean)
 
 
-def _sized(frame: Tensor, size: int) -> Tensor:
-    if frame.shape[1:] == (size, size):
+def _sized(frame: Tensor, recipe: Recipe) -> Tensor:
+    size, crop_pct = recipe.model.image_size, recipe.data.crop_pct
+    if frame.shape[1:] == (size, size) and short_side(size, crop_pct) == size:
         return frame
-    return torch.from_numpy(resize_crop(frame.permute(1, 2, 0).numpy(), size).copy()).permute(2, 0, 1)
+    return torch.from_numpy(resize_crop(frame.permute(1, 2, 0).numpy(), size, crop_pct).copy()).permute(2, 0, 1)

@@ -6,9 +6,9 @@ from typing import Any, Unpack
 import torch
 
 from kdctool.data.whole import BOTH
+from kdctool.errors import UsageFault, quoted
 from kdctool.models.av_encoder import AVEncoder
 from kdctool.models.student import make_encoder
-from kdctool.models.weights import count
 from kdctool.objectives import build
 from kdctool.progress import say
 from kdctool.recipe import Recipe
@@ -19,7 +19,7 @@ from kdctool.shards import index as shard_index
 from kdctool.stages import cost, fitting, run_folder, teachers
 from kdctool.stages.describe import describe
 from kdctool.stages.estimate import estimate, warn_if_hopeless
-from kdctool.stages.load import start_from, weights_digest
+from kdctool.stages.initial import start_from, start_image, weights_digest
 from kdctool.stages.probes import make_probe
 
 
@@ -29,6 +29,8 @@ def run(
     """Pre-train what `recipe` describes on its shards; typed again, it goes on where it stopped."""
     load_plugins(recipe.plugins)
     index = shard_index.load(Path(shards or recipe.data.shards))
+    if recipe.data.crop_pct < 1 and not recipe.objective.student_sees_frames_alone:
+        raise UsageFault(f"data.crop_pct = {recipe.data.crop_pct:g} is for image models", "set data.crop_pct = 1.0")
     parts = ("video",) if recipe.objective.student_sees_frames_alone else BOTH
     split = fitting.usable(index.split(recipe.data.train_split), parts)
     start = _start(recipe)
@@ -37,19 +39,15 @@ def run(
     def make(ranks: int, device: torch.device) -> fitting.Job:
         the_plan = fitting.plan(split, recipe.training, recipe.seed, ranks)
         objective = build_objective(recipe)
-        total, trainable = count(objective)
-        rows = [*the_plan.rows(), ("parameters", f"{total:,} ({trainable:,} trained)"), ("device", str(device))]
+        rows = [*the_plan.rows(), fitting.parameters(objective), ("device", str(device))]
         return fitting.Job(
-            kind="pretrain",
             recipe=recipe,
             index=index,
             split=split,
-            training=recipe.training,
-            optim=recipe.optim,
             plan=the_plan,
             objective=objective,
             rows=rows + _derived(recipe, the_plan, len(split.sizes)) + teachers.rows(objective),
-            next_step=lambda run: f"kdctool eval {run} --task retrieval",
+            next_step=lambda run: f"kdctool eval {quoted(run)} --task retrieval",
             guard={**teachers.identity(objective), **start},
             about=teachers.described(objective),
             parts=parts,
@@ -67,8 +65,11 @@ def build_objective(recipe: Recipe) -> torch.nn.Module:
     encoder = make_encoder(recipe)
     objective = build(recipe, encoder, **({"teachers": opened} if opened else {}))
     if recipe.model.init:
-        assert isinstance(encoder, AVEncoder)  # The recipe refuses initial weights for others.
-        start_from(Path(recipe.model.init), recipe.model, encoder, getattr(objective, "decoder", None))
+        path = Path(recipe.model.init)
+        if isinstance(encoder, AVEncoder):
+            start_from(path, recipe.model, encoder, getattr(objective, "decoder", None))
+        else:
+            start_image(path, recipe, encoder)
     return objective
 
 
@@ -93,10 +94,15 @@ def _derived(recipe: Recipe, the_plan: fitting.Plan, shards: int) -> list[tuple[
         ("visible tokens per step", f"{tokens:,}"),
         (
             "FLOPs",
-            f"{bill.gflop_per_clip:.1f} GFLOP per clip, {bill.gflop_per_clip * batch * steps / 1e6:,.1f} PFLOP in all",
+            f"{bill.gflop_per_clip:.1f} GFLOP per clip, {_in_all(bill.gflop_per_clip * batch * steps)} in all",
         ),
         ("memory per rank", f"about {bill.memory_gb(the_plan.micro_batch):.1f} GB, good to a factor of two"),
     ]
+
+
+def _in_all(gflop: float) -> str:
+    """2100 -> '2.1 TFLOP'; PFLOP from a million on."""
+    return f"{gflop / 1e6:,.1f} PFLOP" if gflop >= 1e6 else f"{gflop / 1e3:,.1f} TFLOP"
 
 
 def _tell(recipe: Recipe, device: torch.device, the_plan: fitting.Plan, dry_run: bool) -> None:

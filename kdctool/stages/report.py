@@ -241,5 +241,6 @@ def _not_done(folder: Path, kind: str, done: set[str]) -> list[NotDone]:
         elif wants == "objective" and "pretrain" not in kind:
             found.append(NotDone(name, "", "needs the decoder of a pre-training, which this model does not have"))
         else:
-            found.append(NotDone(name, f"kdctool eval {place} --task {name}"))
+            needs = "needs boxes around what sounds:" if name == "localization" else ""
+            found.append(NotDone(name, f"kdctool eval {place} --task {name}", needs))
     return found

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from kdctool import __version__
-from kdctool.errors import UsageFault
+from kdctool.errors import UsageFault, VerificationFault
 from kdctool.files import digest, read_json, write_bytes, write_json
+from kdctool.progress import say
 from kdctool.recipe import Recipe, changed_keys, result_keys, to_toml
 from kdctool.train.log import STATUS
 
@@ -48,7 +49,7 @@ def prepare(
     about["recipe_digest"] = digest(about["keys"])
     path = run / RUN_FILE
     if path.exists():
-        before = read_json(path)
+        before = _before(path)
         differences = changed_keys(before["keys"], about["keys"])
         if before["kind"] != kind:
             differences.insert(0, f"kind: {before['kind']} -> {kind}")
@@ -59,7 +60,7 @@ def prepare(
                 f"{run} was started with other settings:\n  " + "\n  ".join(differences),
                 "undo the change, choose another --out, or start over with --overwrite",
             )
-        return dict(before)
+        return before
     write_bytes(run / RECIPE_FILE, to_toml(recipe).encode())
     about.update(about_run or {})
     about["platform"] = {"python": platform.python_version(), "machine": platform.machine()}
@@ -67,13 +68,52 @@ def prepare(
     return about
 
 
+def _before(path: Path) -> dict[str, Any]:
+    """The run.json of a run that is gone on with; VerificationFault when it is damaged."""
+    try:
+        before = dict(read_json(path))
+        _ = before["keys"], before["kind"], before["data_digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise VerificationFault(f"{path} is damaged: {error}", "--overwrite starts the run over") from error
+    return before
+
+
+def read_about(run: Path) -> dict[str, Any]:
+    """run.json of a run that is opened; VerificationFault names the file when it is damaged."""
+    path = run / RUN_FILE
+    try:
+        found = dict(read_json(path))
+        _ = found["kind"], found["data_digest"], found["recipe_digest"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VerificationFault(
+            f"{path} is damaged: {type(error).__name__}: {' '.join(str(error).split())[:120]}",
+            "put back a copy of the file; the run itself starts over with --overwrite",
+        ) from error
+    return found
+
+
 def newest(root: Path = RUNS, kinds: tuple[str, ...] = ("pretrain", "finetune")) -> Path:
     """The run that finished last; UsageFault when there is none."""
-    finished = [
+    runs = finished(root, kinds)
+    if not runs:
+        raise UsageFault(f"no finished run in {root}/", "name one, or make one: kdctool pretrain recipes/small.toml")
+    return runs[0]
+
+
+def finished(root: Path = RUNS, kinds: tuple[str, ...] = ("pretrain", "finetune")) -> list[Path]:
+    """The runs that are done, the one that finished last first."""
+    found = [
         (status.stat().st_mtime_ns, status.parent)
         for status in root.glob(f"*/{STATUS}")
-        if read_json(status)["state"] == "done" and read_json(status.parent / RUN_FILE)["kind"] in kinds
+        if _is_finished(status.parent, kinds)
     ]
-    if not finished:
-        raise UsageFault(f"no finished run in {root}/", "name one, or make one: kdctool pretrain recipes/small.toml")
-    return max(finished)[1]
+    return [run for _, run in sorted(found, reverse=True)]
+
+
+def _is_finished(run: Path, kinds: tuple[str, ...]) -> bool:
+    """Whether a run is done and of one of `kinds`; one that cannot be read is told and is not."""
+    try:
+        return read_json(run / STATUS)["state"] == "done" and read_json(run / RUN_FILE)["kind"] in kinds
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        say(f"{run} is not looked at: {type(error).__name__} in its {STATUS} or {RUN_FILE}")
+        return False

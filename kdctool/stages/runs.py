@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from kdctool import recipe as recipes
-from kdctool.errors import KdctoolError, UsageFault
+from kdctool.errors import KdctoolError, UsageFault, quoted
 from kdctool.files import read_json
 from kdctool.recipe.write import flat
 from kdctool.shards import index as shard_index
 from kdctool.stages.run_folder import RECIPE_FILE, RUNS
-from kdctool.stages.run_state import RunState, Saved, is_run, numbers, parse_row, read, saved
+from kdctool.stages.run_state import CHECKPOINTS, STATES, RunState, Saved, is_run, numbers, parse_row, read, saved
 from kdctool.train.log import METRICS
 
 LARGE_INDEX = 64 * 2**20
@@ -84,10 +84,10 @@ def find(run: Path, root: Path = RUNS) -> Path:
         if path.is_dir() and (is_run(path) or (path / RECIPE_FILE).exists()):
             return path
     if run.is_dir():
-        raise UsageFault(f"{run} holds no run", f"kdctool runs list --root {run} looks for runs below it")
+        raise UsageFault(f"{run} holds no run", f"kdctool runs list --root {quoted(run)} looks for runs below it")
     near = sorted(path.name for path in root.iterdir() if path.is_dir() and is_run(path)) if root.is_dir() else []
     there = f"in {root}: {', '.join(near[:8])}{' ...' if len(near) > 8 else ''}" if near else f"{root} has none"
-    raise UsageFault(f"no run {run}", f"{there}; --root names another folder")
+    raise UsageFault(f"no run {run}", f"{there}; a run elsewhere is named by its folder")
 
 
 def show(run: Path) -> Shown:
@@ -129,9 +129,13 @@ def compare(runs: list[Path]) -> Compared:
 
 
 def total_steps(state: RunState) -> int | None:
-    """Steps the run will have; None where that is not known: other shards lie where its recipe says, or none."""
+    """Steps the run will have; None where that is not known: no checkpoint, and its recipe's shards are not its own."""
     if state.state == "done":
         return state.step
+    for one in reversed(saved(state.path)):
+        total = _total_of(state.path / CHECKPOINTS / one.name / "state.json") if one.complete else None
+        if total is not None:
+            return total
     tree = _recipe_tree(state.path, [])
     try:
         training = tree["finetune"]["training"] if state.kind == "finetune" else tree["training"]
@@ -144,6 +148,23 @@ def total_steps(state: RunState) -> int | None:
         clips = index.splits[tree["data"]["train_split"]]
         return int(clips // training["global_batch"] * training["epochs"])
     except (KdctoolError, OSError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def unfinished(run: Path, step: int) -> str:
+    """`unfinished: step 26 of 80` of a run whose weights of `step` are not its last; empty where they are."""
+    state = read(run)
+    total = total_steps(state)
+    if total is not None:
+        return f"unfinished: step {step} of {total}" if step < total else ""
+    return f"unfinished: step {step}" if state.state in STATES or state.alive else ""
+
+
+def _total_of(path: Path) -> int | None:
+    """What a checkpoint's state.json says; None where it is older than that key, or damaged."""
+    try:
+        return int(read_json(path)["total_steps"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

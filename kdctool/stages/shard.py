@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kdctool.errors import EnvironmentFault, UsageFault
+from kdctool.errors import EnvironmentFault, UsageFault, quoted
 from kdctool.files import existing_parent, size_text
 from kdctool.places import Place, parse
 from kdctool.progress import Bar, bar, say
@@ -87,7 +87,7 @@ def run(
     out, shards = parse(out), parse(shards)
     if str(shards) == str(out) or (isinstance(out, Path) and isinstance(shards, Path) and _is_same(out, shards)):
         raise UsageFault(
-            f"the shards cannot go into the extraction folder {out} itself", f"kdctool shard {out} shards/"
+            f"the shards cannot go into the extraction folder {out} itself", f"kdctool shard {quoted(out)} shards/"
         )
     given = () if labels is None else (labels,) if isinstance(labels, str | Path) else labels
     options = LabelOptions(tuple(map(str, given)), labels_format, class_names, label_list)

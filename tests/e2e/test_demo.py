@@ -28,6 +28,12 @@ def test_the_demo_learns_and_its_export_opens(tmp_path: Path) -> None:
     accuracy = found["classification"]["top1"]
     assert accuracy["low"] > accuracy["chance"]
 
+    for run, section, pictures in (("pretrain", "Retrieval", 80), ("finetune", "Classification", 0)):
+        page = (tmp_path / "my demo" / "runs" / run / "report.html").read_text(encoding="utf-8")
+        assert f">{section}</h2>" in page
+        assert page.count("data:image/") == pictures
+    assert "report" in found["seconds"]
+
     folder = tmp_path / "my demo" / "export"
     opened = kdctool.load(folder)
     assert opened.classifier is not None

@@ -10,6 +10,7 @@ import pytest
 from kdctool.media.clip import extract
 from kdctool.media.duplicates import CLOSEST, report
 from kdctool.media.likeness import frame_hash
+from kdctool.media.messages import Task
 from kdctool.media.rows import Row
 from kdctool.media.settings import Item, Settings, Tools
 
@@ -45,15 +46,7 @@ def test_copies_that_were_compressed_anew_are_found(make: Callable[..., Path], t
     (tmp_path / "same.mp4").write_bytes(first[1].read_bytes())
     rows = []
     for path in (*first, small, tmp_path / "same.mp4"):
-        rows += extract(
-            Item(str(path), path.name),
-            tmp_path / "out",
-            Settings(decoder="pyav"),
-            Tools(),
-            frozenset(),
-            frozenset(),
-            lambda start: None,
-        )
+        rows += extract(Task(Item(str(path), path.name)), tmp_path / "out", Settings(decoder="pyav"), Tools())
     told = report(rows)
     assert [group["sources"] for group in told["same_bytes"]] == [["same.mp4", "scene1.mp4"]]
     assert [group["sources"] for group in told["look_alike"]] == [["scene0.mp4", "scene0_small.avi"]]

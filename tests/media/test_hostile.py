@@ -92,11 +92,7 @@ def test_times_before_zero_are_times(make: Make, plain: Path, tmp_path: Path) ->
     early = make(
         "negative.mov", "-c", "copy", "-avoid_negative_ts", "disabled", "-output_ts_offset", "-0.7", inputs=(plain,)
     )
-    rows = list(
-        extract(
-            Item(str(early), "x.mkv"), tmp_path, Settings(size=64), Tools(), frozenset(), frozenset(), lambda s: None
-        )
-    )
+    rows = list(extract(Task(Item(str(early), "x.mkv")), tmp_path, Settings(size=64), Tools()))
     assert [(row["status"], row["reason"], row["detail"]) for row in rows] == [("ok", "", "")]
     assert rows[0]["frame_times"][0] == 0
     sound, rate = soundfile.read(tmp_path / rows[0]["audio"])
@@ -128,15 +124,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_missing(
         return original(*given)
 
     monkeypatch.setattr(decode_pyav, "decode", vanish)
-    (row,) = extract(
-        Item(str(path), path.name),
-        tmp_path / "out",
-        Settings(size=64, decoder="pyav"),
-        Tools(),
-        frozenset(),
-        frozenset(),
-        lambda s: None,
-    )
+    (row,) = extract(Task(Item(str(path), path.name)), tmp_path / "out", Settings(size=64, decoder="pyav"), Tools())
     assert (row["status"], row["reason"]) == ("quarantined", "missing")
     assert not (tmp_path / "out").exists()
 
@@ -157,15 +145,7 @@ def test_a_file_that_only_seemed_to_change_is_read_again(
 
     path.write_bytes(plain.read_bytes())
     monkeypatch.setattr(opener, "unchanged", once)
-    (row,) = extract(
-        Item(str(path), path.name),
-        tmp_path / "out",
-        Settings(size=64, decoder="pyav"),
-        Tools(),
-        frozenset(),
-        frozenset(),
-        lambda s: None,
-    )
+    (row,) = extract(Task(Item(str(path), path.name)), tmp_path / "out", Settings(size=64, decoder="pyav"), Tools())
     assert (row["status"], len(calls)) == ("ok", 2)
 
 
@@ -173,9 +153,10 @@ def test_a_worker_uses_little_memory(make: Make, tmp_path: Path) -> None:
     clip = make("full_hd.mp4", *X264, "-c:a", "aac", inputs=("testsrc2=s=1920x1080:r=25:d=2", "sine=d=2"))
     code = (
         "import sys; from pathlib import Path; from kdctool.media.clip import extract\n"
+        "from kdctool.media.messages import Task\n"
         "from kdctool.media.settings import Item, Settings, Tools\n"
-        "given = Item(sys.argv[1], 'x'), Path(sys.argv[2]), Settings(decoder='pyav'), Tools()\n"
-        "for n in range(3): rows = list(extract(*given, frozenset(), frozenset(), lambda s: None))\n"
+        "given = Task(Item(sys.argv[1], 'x')), Path(sys.argv[2]), Settings(decoder='pyav'), Tools()\n"
+        "for n in range(3): rows = list(extract(*given))\n"
         "assert rows[0]['status'] == 'ok', rows\n"
         # Not ru_maxrss: that begins with what the process that started this one had.
         "peak = next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))\n"

@@ -14,6 +14,7 @@ from kdctool.errors import UsageFault
 from kdctool.media import binary, inputs
 from kdctool.media.clip import extract
 from kdctool.media.geometry import Geometry, Turn, geometry
+from kdctool.media.messages import Task
 from kdctool.media.opener import Opener
 from kdctool.media.settings import Item, Segment, Settings, Tools
 from kdctool.media.source import Source
@@ -29,7 +30,7 @@ def rows_of(path: Path, out: Path, segment: Segment | None = None, **options: An
     settings.check()
     tools = Tools(binary.find(), "test", clip_timeout_s=30)
     item = Item(str(path), path.name, segment)
-    return list(extract(item, out, settings, tools, frozenset(), frozenset(), lambda start: None))
+    return list(extract(Task(item), out, settings, tools))
 
 
 def row_of(path: Path, out: Path, segment: Segment | None = None, **options: Any) -> dict[str, Any]:
@@ -224,11 +225,7 @@ def test_segments_of_one_video_are_read_once(make: Make, tmp_path: Path, monkeyp
     monkeypatch.setattr(Source, "__init__", count)
 
     def rows(out: Path, opener: Opener | None) -> list[dict[str, Any]]:
-        return [
-            row
-            for item in items
-            for row in extract(item, out, settings, tools, frozenset(), frozenset(), lambda start: None, opener)
-        ]
+        return [row for item in items for row in extract(Task(item), out, settings, tools, opener=opener)]
 
     with Opener(settings) as opener:
         together = rows(tmp_path / "together", opener)

@@ -16,6 +16,7 @@ import pytest
 import kdctool.media
 from kdctool.media import binary, inputs
 from kdctool.media.clip import extract
+from kdctool.media.messages import Task
 from kdctool.media.quarantine import FLAGS, REASONS, Rejected
 from kdctool.media.settings import Item, Segment, Settings, Tools
 
@@ -27,7 +28,7 @@ def row_of(path: Path, out: Path, decoder: Any = "pyav", segment: Segment | None
     settings = Settings(size=64, decoder=decoder)
     tools = Tools(binary.find(), "test", clip_timeout_s=30)
     item = Item(str(path), path.name, segment)
-    rows = list(extract(item, out, settings, tools, frozenset(), frozenset(), lambda start: None))
+    rows = list(extract(Task(item), out, settings, tools))
     assert len(rows) == 1
     if rows[0]["status"] == "quarantined":
         assert not any(out.glob("clips/*/*"))  # Nothing of it is published.

@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import s3
@@ -116,6 +117,59 @@ def test_every_failure_of_a_store_has_its_kind(bucket: s3.Bucket, tmp_path: Path
     os.symlink("/dev/full", tmp_path / "full")
     with pytest.raises(EnvironmentFault, match="no space left while writing"):
         place.download(tmp_path / "full")
+
+
+@needs_s3
+def test_a_store_that_has_no_exclusive_writing_replaces(bucket: s3.Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, asked = Remote("s3", "bucket/a"), list[str]()
+
+    def only_first(status: int) -> Callable[[str, str], int]:
+        """Fails the first writing."""
+        asked.clear()
+
+        def answer(method: str, path: str) -> int:
+            asked.append(method)
+            return status if method == "PUT" and asked.count("PUT") == 1 else 0
+
+        return answer
+
+    bucket.fails = only_first(501)
+    assert place.create(b"1")
+    assert (asked.count("PUT"), place.read()) == (2, b"1")
+    bucket.fails = only_first(412)  # Some stores do not say which condition failed.
+    assert not place.create(b"2")
+    assert (asked.count("PUT"), place.read()) == (1, b"1")
+    bucket.fails = lambda method, path: 0
+
+    from s3fs import S3FileSystem
+
+    original = S3FileSystem._call_s3
+
+    async def old_botocore(self: Any, method: str, *first: Any, **given: Any) -> Any:
+        """Its model of the request lacks the condition; a name that no model has stands for it."""
+        if "IfNoneMatch" in given:
+            given["NotIfNoneMatch"] = given.pop("IfNoneMatch")
+        return await original(self, method, *first, **given)
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", old_botocore)
+    assert place.create(b"3")
+    assert place.read() == b"3"
+
+
+@needs_s3
+def test_a_mistake_of_ours_is_no_sign_of_a_store_without_exclusive_writing(
+    bucket: s3.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from s3fs import S3FileSystem
+
+    async def broken(*_: Any, **__: Any) -> None:
+        raise TypeError("a bug")
+
+    place = Remote("s3", "bucket/a")
+    place.write(b"1")
+    monkeypatch.setattr(S3FileSystem, "_call_s3", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        place.create(b"2")
 
 
 @needs_s3

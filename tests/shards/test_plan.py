@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdctool.shards.plan import held_out
+from kdctool.shards.plan import PlannedClip, Settings, assign_splits, held_out
 
 
 @given(st.lists(st.integers(1, 60), max_size=80))
@@ -28,3 +28,23 @@ def test_more_videos_leave_those_held_out_before_where_they_were() -> None:
     few = held_out({f"video-{place}": 1 for place in range(400)})
     many = held_out({f"video-{place}": 1 for place in range(440)})
     assert len(few - many) <= 4
+
+
+def test_copies_of_a_file_are_held_out_together() -> None:
+    def clip(name: str, content: str) -> PlannedClip:
+        return PlannedClip(name, name, name, 0.0, 1.0, 0, 1, (), "", content)
+
+    pairs = [clip(f"{copy}-{place}", f"content {place}") for place in range(60) for copy in "ab"]
+    assign_splits(pairs, Settings())
+    splits = {c.uid: c.split for c in pairs}
+    assert set(splits.values()) == {"train", "test"}
+    assert all(splits[f"a-{place}"] == splits[f"b-{place}"] for place in range(60))
+
+
+def test_files_without_copies_are_held_out_as_if_nothing_was_known_of_their_bytes() -> None:
+    def splits(content: str) -> list[str]:
+        clips = [PlannedClip(f"{n}", f"{n}", f"{n}", 0.0, 1.0, 0, 1, (), "", content and f"{n}") for n in range(90)]
+        assign_splits(clips, Settings())
+        return [clip.split for clip in clips]
+
+    assert splits("known") == splits("")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from extractions import make_video, tree
 
 from kdctool.errors import DataFault, EnvironmentFault, Interrupted, UsageFault
 from kdctool.files import locked
@@ -54,15 +55,6 @@ NAMES = [
 ]
 
 
-@pytest.fixture(scope="session")
-def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A real clip of 1 s."""
-    path = tmp_path_factory.mktemp("video") / "x.mp4"
-    sources = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=1", "-f", "lavfi", "-i", "sine=d=1"]
-    subprocess.run([binary.find(), "-v", "error", *sources, "-c:v", "libx264", "-c:a", "aac", str(path)], check=True)
-    return path.read_bytes()
-
-
 @pytest.fixture
 def videos(video: bytes, tmp_path: Path) -> Path:
     """Six good clips in two folders, with equal stems, and three bad ones."""
@@ -79,12 +71,6 @@ def videos(video: bytes, tmp_path: Path) -> Path:
 
 def manifest(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "manifest.jsonl").read_bytes().splitlines()]
-
-
-def tree(out: Path) -> dict[str, str]:
-    """Hash of every file of an output folder; the lock holds a process number."""
-    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(out)): sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def inodes(out: Path) -> dict[str, int]:
@@ -404,10 +390,7 @@ def test_settings_that_make_no_sense_are_refused(name: str, value: Any, videos: 
 
 @pytest.fixture(scope="session")
 def long_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("long") / "long.mkv"
-    sources = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=12.5", "-f", "lavfi", "-i", "sine=d=12.5"]
-    subprocess.run([binary.find(), "-v", "error", *sources, "-c:v", "libx264", "-c:a", "aac", str(path)], check=True)
-    return path
+    return make_video(tmp_path_factory.mktemp("long") / "long.mkv", seconds=12.5)
 
 
 def test_a_stride_cuts_long_videos(long_video: Path, tmp_path: Path) -> None:
@@ -452,47 +435,29 @@ def test_the_shared_clips_have_the_right_outcome(tmp_path: Path) -> None:
     assert rows["nasa_13013.mp4"]["frame_times"][:3] == pytest.approx([0, 0.967633, 1.968633], abs=1e-5)
 
 
-Run = Callable[..., int]
-
-
-@pytest.fixture
-def cli() -> Run:
-    import typer
-
-    from kdctool.cli.extract import register
-
-    def call(*arguments: str) -> Any:
-        app = typer.Typer()
-        register(app)
-        app.callback()(lambda: None)
-        return app(args=["extract", *arguments], standalone_mode=False)
-
-    return call
-
-
 def test_the_command_ends_with_a_table_and_the_next_command(
-    cli: Run, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    extract_command: Callable[..., Any], videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    cli(str(videos), str(out), "--frames", "3", "--size", "32")
+    extract_command(str(videos), str(out), "--frames", "3", "--size", "32")
     said = capsys.readouterr().out
     for part in ("6 of 9 usable", "truncated", "other files, ignored", "clips/s"):
         assert part in said
     assert f"next: kdctool shard {out} shards/" in said
-    cli(str(videos), str(out), "--frames", "3", "--size", "32", "--format", "json")
+    extract_command(str(videos), str(out), "--frames", "3", "--size", "32", "--format", "json")
     payload = json.loads(capsys.readouterr().out)
     assert (payload["counts"], payload["num_made"]) == ({"ok": 6, "quarantined": 3}, 0)
-    cli(str(videos), str(tmp_path / "dry"), "--dry-run")
+    extract_command(str(videos), str(tmp_path / "dry"), "--dry-run")
     said = capsys.readouterr().out
     for part in ("to do", "clips, about", "time, about", "disk, about"):
         assert part in said
     clip = "--fps 2 --size 48 --fit pad --clip-seconds 0.5 --stride 0.5 --video-stream 0"
     sound = "--audio opus --audio-rate 24000 --allow-missing both --audio-stream 0"
-    cli(str(videos), str(tmp_path / "other"), *clip.split(), *sound.split())
+    extract_command(str(videos), str(tmp_path / "other"), *clip.split(), *sound.split())
     row = next(row for row in manifest(tmp_path / "other") if row["status"] == "ok")
     assert (len(row["frames"]), row["crop"], row["audio"][-5:]) == (1, [0, -8, 64, 64], ".opus")
     with pytest.raises(UsageFault, match="--frames and --fps"):
-        cli(str(videos), str(tmp_path / "both"), "--frames", "3", "--fps", "2")
+        extract_command(str(videos), str(tmp_path / "both"), "--frames", "3", "--fps", "2")
 
 
 def test_media_and_its_command_import_no_torch() -> None:

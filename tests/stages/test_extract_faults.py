@@ -11,13 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from extractions import tree
 
 from kdctool.errors import EnvironmentFault
-from kdctool.media import binary
 from kdctool.media.ledger import Ledger
 from kdctool.media.rows import is_intact
 from kdctool.media.settings import Settings
@@ -34,15 +33,6 @@ COMMAND = (
 )
 
 
-@pytest.fixture(scope="session")
-def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A real clip of 1 s."""
-    path = tmp_path_factory.mktemp("video") / "x.mp4"
-    sources = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=1", "-f", "lavfi", "-i", "sine=d=1"]
-    subprocess.run([binary.find(), "-v", "error", *sources, "-c:v", "libx264", "-c:a", "aac", str(path)], check=True)
-    return path.read_bytes()
-
-
 def fill(folder: Path, video: bytes) -> Path:
     """16 good clips and three bad inputs."""
     folder.mkdir()
@@ -57,11 +47,6 @@ def fill(folder: Path, video: bytes) -> Path:
 @pytest.fixture
 def videos(video: bytes, tmp_path: Path) -> Path:
     return fill(tmp_path / "videos", video)
-
-
-def tree(out: Path) -> dict[str, str]:
-    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(out)): sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def start(videos: Path, out: Path, **options: object) -> "subprocess.Popen[str]":

@@ -2,22 +2,21 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from extractions import fill, tree
 
 from kdctool.errors import DataFault, EnvironmentFault, UsageFault
 from kdctool.files import locked
-from kdctool.media import binary, parts
+from kdctool.media import parts
 from kdctool.media.inputs import find
 from kdctool.media.parts import Part
 from kdctool.media.settings import Item, Segment, Settings
@@ -29,22 +28,11 @@ NUM_GOOD = 8
 
 
 @pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("video") / "x.mp4"
-    sources = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=1", "-f", "lavfi", "-i", "sine=d=1"]
-    subprocess.run([binary.find(), "-v", "error", *sources, "-c:v", "libx264", "-c:a", "aac", str(path)], check=True)
-    return path.read_bytes()
-
-
-@pytest.fixture(scope="module")
 def videos(video: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight good clips and two bad ones; each of three parts has some."""
     folder = tmp_path_factory.mktemp("videos")
-    for number in range(NUM_GOOD):
-        (folder / f"{number}.mp4").write_bytes(video)
     (folder / "empty.mp4").touch()
-    (folder / "noise.mkv").write_bytes(random.Random(0).randbytes(5000))
-    return folder
+    return fill(folder, video, (f"{number}.mp4" for number in range(NUM_GOOD)))
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +41,6 @@ def plain(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     out = tmp_path_factory.mktemp("plain") / "out"
     extract.run(videos, out, SETTINGS, workers=1)
     return tree(out)
-
-
-def tree(out: Path) -> dict[str, str]:
-    """Hash of every file of an output folder but the locks: manifest, quarantine, clips, notes."""
-    files = (path for path in sorted(out.rglob("*")) if path.is_file() and not path.name.startswith(".lock"))
-    return {str(path.relative_to(out)): sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def run(videos: Path, out: Path, part: str = "", **options: Any) -> extract.Summary:
@@ -216,30 +198,15 @@ def test_an_empty_part_is_fine(videos: Path, plain: dict[str, str], tmp_path: Pa
 
 
 def test_the_command_says_what_is_missing(
-    cli: Callable[..., Any], videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    extract_command: Callable[..., Any], videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    cli(str(videos), str(out), "--frames", "2", "--size", "32", "--part", "1/2")
+    extract_command(str(videos), str(out), "--frames", "2", "--size", "32", "--part", "1/2")
     said = capsys.readouterr().out
     assert "1/2" in said
     assert "next: the other parts (2)" in said
-    cli(str(videos), str(out), "--frames", "2", "--size", "32", "--part", "2/2", "--format", "json")
+    extract_command(str(videos), str(out), "--frames", "2", "--size", "32", "--part", "2/2", "--format", "json")
     payload = json.loads(capsys.readouterr().out)
     assert (payload["part"], payload["is_merged"], payload["waiting_for"]) == ("2/2", True, [])
-    cli(str(videos), str(out), "--frames", "2", "--size", "32", "--merge")
+    extract_command(str(videos), str(out), "--frames", "2", "--size", "32", "--merge")
     assert f"next: kdctool shard {out} shards/" in capsys.readouterr().out
-
-
-@pytest.fixture
-def cli() -> Callable[..., Any]:
-    import typer
-
-    from kdctool.cli.extract import register
-
-    def call(*arguments: str) -> Any:
-        app = typer.Typer()
-        register(app)
-        app.callback()(lambda: None)
-        return app(args=["extract", *arguments], standalone_mode=False)
-
-    return call

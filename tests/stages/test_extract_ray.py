@@ -1,15 +1,13 @@
 """kdctool extract --engine ray: a cluster of two nodes gives what this machine gives."""
 
 import importlib.util
-import random
-import subprocess
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from extractions import fill, tree
 
 from kdctool.errors import EnvironmentFault, UsageFault
 from kdctool.media import binary, engine
@@ -22,15 +20,8 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 
 
 @pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videos")
-    sources = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=1", "-f", "lavfi", "-i", "sine=d=1"]
-    first = folder / "0.mp4"
-    subprocess.run([binary.find(), "-v", "error", *sources, "-c:v", "libx264", "-c:a", "aac", str(first)], check=True)
-    for number in range(1, NUM_GOOD):
-        (folder / f"{number}.mp4").write_bytes(first.read_bytes())
-    (folder / "noise.mkv").write_bytes(random.Random(0).randbytes(5000))
-    return folder
+def videos(video: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fill(tmp_path_factory.mktemp("videos"), video, (f"{number}.mp4" for number in range(NUM_GOOD)))
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +40,6 @@ def cluster() -> Iterator[str]:
     made.add_node(num_cpus=1)
     yield made.address
     made.shutdown()
-
-
-def tree(out: Path) -> dict[str, str]:
-    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(out)): sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @needs_ray

@@ -2,17 +2,15 @@
 
 import random
 import shutil
-import subprocess
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from extractions import make_video, tree
 
 from kdctool.errors import DataFault, EnvironmentFault, UsageFault
 from kdctool.files import locked
-from kdctool.media import binary
 from kdctool.media.settings import Settings
 from kdctool.shards import building
 from kdctool.stages import extract, extract_to_shards, shard, verify
@@ -29,21 +27,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     videos = folder / "videos"
     videos.mkdir()
     for number in range(NUM_GOOD):
-        sources = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=1"]
-        sources += ["-f", "lavfi", "-i", f"sine=f={300 + 50 * number}:d=1"]
-        path = str(videos / f"{number}.mp4")
-        subprocess.run([binary.find(), "-v", "error", *sources, "-c:v", "libx264", "-c:a", "aac", path], check=True)
+        make_video(videos / f"{number}.mp4", hertz=300 + 50 * number)
     (videos / "noise.mkv").write_bytes(random.Random(0).randbytes(5000))
     extract.run(videos, folder / "loose", SETTINGS, workers=1)
     shard.run(folder / "loose", folder / "shards", **PACKING)
     return folder
 
 
-def tree(folder: Path) -> dict[str, str]:
+def tars(folder: Path) -> dict[str, str]:
     """Hash of every tar and of the index; anything else that is there, too, but the extraction's record."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
-    hashes = {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files}
-    return {name: value for name, value in hashes.items() if not name.startswith("extraction/")}
+    return {name: value for name, value in tree(folder).items() if not name.startswith("extraction/")}
 
 
 def run(videos: Path, shards: Path, packing: dict[str, Any] = PACKING, **options: Any) -> Any:
@@ -65,7 +58,7 @@ def test_the_bytes_are_those_of_extract_and_shard(made: Path, tmp_path: Path, mo
     monkeypatch.setattr(building, "record", record)
     done, packed = run(made / "videos", shards)
     assert (done.counts, packed.num_clips) == ({"ok": NUM_GOOD, "quarantined": 1}, NUM_GOOD)
-    assert tree(shards) == tree(made / "shards")
+    assert tars(shards) == tars(made / "shards")
     # When a tar is recorded, the clips of all earlier ones are gone.
     sizes = [len(entry) for entry in building.look(shards).entries.values()]
     assert loose[0] == (1, NUM_GOOD)
@@ -76,7 +69,7 @@ def test_the_bytes_are_those_of_extract_and_shard(made: Path, tmp_path: Path, mo
         assert (shards / "extraction" / name).read_bytes() == (made / "loose" / name).read_bytes()
     assert verify.run(shards).num_files > 0
     again, repacked = run(made / "videos", shards)
-    assert (again.num_made, repacked.written, tree(shards)) == (0, 0, tree(made / "shards"))
+    assert (again.num_made, repacked.written, tars(shards)) == (0, 0, tars(made / "shards"))
 
 
 @pytest.mark.parametrize("place", ["record", "finish"])
@@ -100,7 +93,7 @@ def test_stopped_at_any_moment_it_goes_on(
     assert not (shards / "index.json").exists()
     done, _ = run(made / "videos", shards)
     assert done.num_made == 0
-    assert tree(shards) == tree(made / "shards")
+    assert tars(shards) == tars(made / "shards")
     assert num_loose(shards) == 0
 
 
@@ -110,14 +103,14 @@ def test_a_lost_shard_is_made_again_from_its_videos(made: Path, tmp_path: Path) 
     (shards / "train-000000.tar").unlink()
     done, packed = run(made / "videos", shards)
     assert (done.num_made, packed.written) == (2, 1)
-    assert tree(shards) == tree(made / "shards")
+    assert tars(shards) == tars(made / "shards")
 
 
 def test_other_videos_are_refused_before_anything_is_done(made: Path, tmp_path: Path) -> None:
     videos, shards = tmp_path / "videos", tmp_path / "shards"
     shutil.copytree(made / "videos", videos)
     run(videos, shards)
-    before = tree(shards)
+    before = tars(shards)
     with pytest.raises(UsageFault, match="--retry-quarantined"):
         run(videos, shards, retry_quarantined=True)
     shutil.copy(videos / "0.mp4", videos / "new.mp4")
@@ -125,7 +118,7 @@ def test_other_videos_are_refused_before_anything_is_done(made: Path, tmp_path: 
         run(videos, shards)
     with pytest.raises(UsageFault, match="clips_per_shard"):
         run(made / "videos", shards, {"clips_per_shard": 3})
-    assert tree(shards) == before
+    assert tars(shards) == before
     _, packed = run(videos, shards, overwrite=True)
     assert packed.num_clips == NUM_GOOD + 1
     assert verify.run(shards).num_files > 0
@@ -134,7 +127,7 @@ def test_other_videos_are_refused_before_anything_is_done(made: Path, tmp_path: 
 def test_folders_of_others_are_left_alone(made: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(made / "shards", shards)
-    before = tree(shards)
+    before = tars(shards)
     with pytest.raises(UsageFault, match="without --to-shards"):
         run(made / "videos", shards)
     foreign = tmp_path / "foreign"
@@ -143,7 +136,7 @@ def test_folders_of_others_are_left_alone(made: Path, tmp_path: Path) -> None:
     for overwrite in (False, True):
         with pytest.raises(UsageFault, match=r"mine\.tar"):
             run(made / "videos", foreign, overwrite=overwrite)
-    assert tree(shards) == before
+    assert tars(shards) == before
     assert [path.name for path in foreign.iterdir()] == ["mine.tar"]
     with locked(tmp_path / "busy"), pytest.raises(EnvironmentFault, match="in use"):
         run(made / "videos", tmp_path / "busy")
@@ -162,7 +155,7 @@ def test_the_disk_needs_room_for_one_shard_only(made: Path, tmp_path: Path, monk
     with pytest.raises(EnvironmentFault, match="the shards need about"):
         shard.run(made / "loose", tmp_path / "plain", **PACKING)
     run(made / "videos", tmp_path / "shards")
-    assert tree(tmp_path / "shards") == tree(made / "shards")
+    assert tars(tmp_path / "shards") == tars(made / "shards")
 
 
 def test_the_command_and_its_dry_run(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +175,7 @@ def test_the_command_and_its_dry_run(made: Path, tmp_path: Path, capsys: pytest.
     assert not shards.exists()
     app(args=[*given, "--to-shards", *packing], standalone_mode=False)
     assert "kdctool recipe new --from" in capsys.readouterr().out
-    assert tree(shards) == tree(made / "shards")
+    assert tars(shards) == tars(made / "shards")
     for more in (packing, ["--to-shards", "--part", "1/2"]):
         with pytest.raises(UsageFault, match="shard"):
             app(args=[*given, *more], standalone_mode=False)

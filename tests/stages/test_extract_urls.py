@@ -3,52 +3,38 @@
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import s3
+from extractions import fill, tree
 from s3 import needs_s3
 
 from kdctool.errors import DataFault, EnvironmentFault, Interrupted, UsageFault
-from kdctool.media import binary, inputs, parts, pool
+from kdctool.media import inputs, parts, pool
 from kdctool.media.settings import Item, Settings
 from kdctool.places import Remote, lock
-from kdctool.stages import extract
+from kdctool.stages import extract, extract_work
 
+pytestmark = pytest.mark.usefixtures("temporary")
 SETTINGS = Settings(frames=2, size=32)
 REPO = Path(__file__).parents[2]
 NAMES = ["a.mp4", "sub/a.mp4", "with space.mp4", "*?[x].mp4", "日本 é.mp4", "a&b=c#d%20+.MP4"]
 
 
 @pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("video") / "x.mp4"
-    sources = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=1", "-f", "lavfi", "-i", "sine=d=1"]
-    subprocess.run([binary.find(), "-v", "error", *sources, "-c:v", "libx264", "-c:a", "aac", str(path)], check=True)
-    return path.read_bytes()
-
-
-@pytest.fixture(scope="module")
 def videos(video: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Good clips with names of every kind, bad ones, and what is not looked at."""
     folder = tmp_path_factory.mktemp("videos")
-    for name in [*NAMES, ".hidden/x.mp4", "notes.txt", ".x.mp4"]:
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(video)
     (folder / "empty.mp4").touch()
-    (folder / "noise.mkv").write_bytes(random.Random(0).randbytes(5000))
-    return folder
+    return fill(folder, video, [*NAMES, ".hidden/x.mp4", "notes.txt", ".x.mp4"])
 
 
 @pytest.fixture(scope="module")
@@ -57,23 +43,6 @@ def plain(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     out = tmp_path_factory.mktemp("plain") / "out"
     extract.run(videos, out, SETTINGS, workers=1)
     return tree(out)
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Scratch folders lie here, and none is left."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setenv("TMPDIR", str(folder))
-    yield folder
-    assert list(folder.iterdir()) == []
-
-
-def tree(out: Path) -> dict[str, str]:
-    """Hash of every file of an output folder but the locks."""
-    files = (path for path in sorted(out.rglob("*")) if path.is_file() and not path.name.startswith(".lock"))
-    return {str(path.relative_to(out)): sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def run(videos: Any, out: Any, **options: Any) -> extract.Summary:
@@ -473,7 +442,7 @@ def test_fetched_videos_lie_on_this_machine_only_while_they_are_decoded(
 
 def test_a_worker_may_write_a_file_as_large_as_the_largest_video_in_the_store() -> None:
     def limit(*items: Item) -> int:
-        return extract._tools(Settings(decoder="pyav"), items).file_bytes
+        return extract_work.tools(Settings(decoder="pyav"), items).file_bytes
 
     assert limit(Item("/x.mp4", "x.mp4")) == limit(Item("s3://b/x.mp4", "x.mp4", stored_bytes=-1)) == 1 << 30
     assert limit(Item("s3://b/x.mp4", "x.mp4", stored_bytes=7 << 30), Item("/y.mp4", "y.mp4")) == 7 << 30

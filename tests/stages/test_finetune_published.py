@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import assert_same_curve, finish, rows, start, weights
+from training_runs import assert_same_curve, finish, power_cut, rows, start, weights
 
 from kdctool import cli
 from kdctool import recipe as recipes
 from kdctool.data import decode
-from kdctool.errors import KdctoolError, UsageFault
+from kdctool.errors import UsageFault
 from kdctool.stages import evaluate, export, finetune, fitting, pretrain
 from kdctool.stages.load import open_model
-from kdctool.train import launch, loop
+from kdctool.train import launch
 
 EVERYTHING = (
     "finetune.mixup=0.5",
@@ -38,10 +38,6 @@ EXPECTED = "expected=[" + ", ".join(
 Recipe = Callable[..., Path]
 
 
-class PowerCutError(KdctoolError):
-    """Stands for the process ending in the middle of a step."""
-
-
 @pytest.fixture
 def pretrained(tiny_recipe: Recipe, tmp_path: Path) -> Path:
     pretrain.run(recipes.load(tiny_recipe("training.epochs=1")), out=tmp_path / "pre", device_name="cpu")
@@ -54,9 +50,7 @@ def classifier_of(run: Path) -> dict[str, torch.Tensor]:
     return opened.classifier.state_dict()
 
 
-def test_the_result_is_the_mean_of_the_epochs_and_a_stop_changes_no_bit(
-    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_result_is_the_mean_of_the_epochs_and_a_stop_changes_no_bit(pretrained: Path, tmp_path: Path) -> None:
     changes = [*EVERYTHING, "log.keep=9"]
     finetune.run(pretrained, overrides=changes, out=tmp_path / "whole", device_name="cpu")
     ends = sorted((tmp_path / "whole" / "checkpoints").iterdir())
@@ -74,17 +68,8 @@ def test_the_result_is_the_mean_of_the_epochs_and_a_stop_changes_no_bit(
     opened = open_model(tmp_path / "whole")
     assert "mean of the weights after epochs 2 to 3" in opened.said()
 
-    step_as_it_is = loop.train_step
-
-    def cut_at_step_7(trainer: Any, micros: Any, step: int) -> Any:
-        if step == 7:
-            raise PowerCutError("power cut")
-        return step_as_it_is(trainer, micros, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", cut_at_step_7)
-        with pytest.raises(PowerCutError):
-            finetune.run(pretrained, overrides=changes, out=tmp_path / "cut", device_name="cpu")
+    with power_cut(7):
+        finetune.run(pretrained, overrides=changes, out=tmp_path / "cut", device_name="cpu")
     done = finetune.run(pretrained, overrides=changes, out=tmp_path / "cut", device_name="cpu")
     assert done.fitted is not None
     assert done.fitted.resumed_from == 6

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from extractions import tree
 from PIL import Image
 
 from kdctool import files
@@ -99,15 +100,6 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(out: Path, tmp_path: Path) -> Path:
     shard.run(out, tmp_path / "shards", clips_per_shard=8)
     return tmp_path / "shards"
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every file of a folder with its hash; locks aside."""
-    return {
-        str(path.relative_to(folder)): files.sha256_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 def rows_of(out: Path) -> dict[str, dict[str, Any]]:

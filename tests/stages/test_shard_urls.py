@@ -1,26 +1,23 @@
 """kdctool shard and extract --to-shards from and to s3:// (a server on this machine) and file://."""
 
 import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import s3
 from conftest import make_extraction
+from extractions import make_video, tree
 from s3 import needs_s3
 
 from kdctool.errors import DataFault, EnvironmentFault, UsageFault
-from kdctool.media import binary
 from kdctool.media.settings import Settings
 from kdctool.places import Remote
 from kdctool.shards import building
 from kdctool.shards.destination import RemoteDestination
 from kdctool.stages import extract, extract_to_shards, shard, verify
 
+pytestmark = pytest.mark.usefixtures("temporary")
 SETTINGS = Settings(frames=2, size=32)
 NUM_CLIPS = 7
 
@@ -32,30 +29,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     videos = folder / "videos"
     videos.mkdir()
     for number in range(NUM_CLIPS):
-        sources = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=1"]
-        sources += ["-f", "lavfi", "-i", f"sine=f={300 + 50 * number}:d=1"]
-        path = str(videos / f"{number}.mp4")
-        subprocess.run([binary.find(), "-v", "error", *sources, "-c:v", "libx264", "-c:a", "aac", path], check=True)
+        make_video(videos / f"{number}.mp4", hertz=300 + 50 * number)
     (videos / "empty.mkv").touch()
     extract.run(videos, folder / "loose", SETTINGS, workers=1)
     shard.run(folder / "loose", folder / "shards", clips_per_shard=2)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Scratch folders lie here, and none is left."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setenv("TMPDIR", str(folder))
-    yield folder
-    assert list(folder.iterdir()) == []
-
-
-def tree(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def tars(found: dict[str, str]) -> dict[str, str]:

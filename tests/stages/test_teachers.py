@@ -9,16 +9,15 @@ import pytest
 import torch
 from distilling import ARCH, SIDE, frames, image_recipe, objective_of, rng, vit, write
 from safetensors.torch import save_file
-from training_runs import weights
+from training_runs import power_cut, weights
 
 from kdctool import recipe as recipes
-from kdctool.errors import EnvironmentFault, KdctoolError, UsageFault, VerificationFault
+from kdctool.errors import EnvironmentFault, UsageFault, VerificationFault
 from kdctool.files import read_json, sha256_file
 from kdctool.recipe import Recipe
 from kdctool.stages import pretrain
 from kdctool.stages.load import open_model
 from kdctool.stages.teachers import open_teachers, rows
-from kdctool.train import loop
 
 
 def one(source: dict[str, Any], **model: Any) -> Recipe:
@@ -75,7 +74,7 @@ def test_a_folder_of_timms_says_what_it_holds_and_how_it_sees(tmp_path: Path) ->
         ({"id": "vit_of_nobody", "path": "w.safetensors"}, "timm cannot build it", ""),
         ({"id": "resnet18", "path": "w.safetensors"}, "teachers.c.id = 'resnet18': timm cannot build it", "plain ViT"),
         ({"id": "vit_tiny_patch16_224", "path": "w.safetensors"}, "does not hold the weights", "teachers.c.id"),
-        ({"id": ARCH, "path": "w.safetensors", "source": "run"}, "neither a run nor an export", "runs/"),
+        ({"id": ARCH, "path": "w.safetensors", "source": "run"}, "a bare file of weights", "kdctool import"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_opened_is_refused_with_the_fix(
@@ -122,10 +121,6 @@ def test_the_screen_shows_licences_tokens_and_the_saving(tmp_path: Path) -> None
     assert "x less than without the mask" in told["multiply-adds"]
 
 
-class PowerCutError(KdctoolError):
-    """Stands for the process ending in the middle of a step."""
-
-
 def settings(*teachers: tuple[str, Path], losses: str, mask: str) -> tuple[str, ...]:
     named = ", ".join(f'{name} = {{ path = "{path}" }}' for name, path in teachers)
     return (
@@ -146,7 +141,7 @@ def taught(tiny_recipe: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path
 
 
 def test_runs_teach_a_smaller_student_that_evaluates_and_resumes_bit_for_bit(
-    taught: tuple[Path, Path], tiny_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taught: tuple[Path, Path], tiny_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     cav, mae = taught
     losses = '[{ kind = "feature", teacher = "cav" }, { kind = "relation", teacher = "mae" }]'
@@ -163,17 +158,8 @@ def test_runs_teach_a_smaller_student_that_evaluates_and_resumes_bit_for_bit(
     assert len(opened.encoder.blocks_a) == 2
     assert not opened.decoder
 
-    step_as_it_is = loop.train_step
-
-    def cut_at_step_5(trainer: Any, micros: Any, step: int) -> dict[str, float]:
-        if step == 5:
-            raise PowerCutError("power cut")
-        return step_as_it_is(trainer, micros, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", cut_at_step_5)
-        with pytest.raises(PowerCutError):
-            pretrain.run(recipe, out=tmp_path / "cut", device_name="cpu")
+    with power_cut(5):
+        pretrain.run(recipe, out=tmp_path / "cut", device_name="cpu")
     done = pretrain.run(recipe, out=tmp_path / "cut", device_name="cpu")
     assert done.fitted is not None
     assert done.fitted.resumed_from == 4
@@ -203,7 +189,7 @@ def test_an_image_student_trains_on_frames_and_can_teach_the_next(
     plain = ("objective.name=hybrid_distill", "training.epochs=1")
     first = recipes.load(tiny_recipe(*plain, section % path))
     pretrain.run(first, out=tmp_path / "first", device_name="cpu")
-    with pytest.raises(UsageFault, match="trained an image model"):
+    with pytest.raises(UsageFault, match="is an image model"):
         open_model(tmp_path / "first")
     second = recipes.load(tiny_recipe(*plain, section % (tmp_path / "first")))
     teacher = open_teachers(second)["c"]
