@@ -20,6 +20,8 @@ class KdctoolError(Exception):
         super().__init__(cause)
         self.cause = cause
         self.next_step = next_step
+        if next_step:
+            self.add_note(f"next: {next_step}")  # Python shows it under the traceback; a command prints it itself.
 
 
 class UsageFault(KdctoolError):

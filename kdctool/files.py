@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -120,6 +121,46 @@ class InUse(EnvironmentFault):
     """Another process holds the folder."""
 
 
+def _occupied(folder: Path, lock: Path, owner: str) -> tuple[str, str]:
+    """Who holds a lock, and what to do: its `owner`, or a process that outlived it and has the file open still."""
+    found = re.fullmatch(r"process (\d+) on (\S+)", owner)
+    if found is None or found[2] != socket.gethostname() or _is_alive(int(found[1])):
+        return f"{folder} is in use by {owner or 'another kdctool'}", "wait for it, or stop it"
+    left = ", ".join(map(str, _having_open(lock)))
+    if not left:
+        return (
+            f"process {found[1]}, which used {folder}, is gone, but what it started still holds {lock}",
+            "wait a minute, and type the same command again",
+        )
+    return (
+        f"process {found[1]}, which used {folder}, is gone; a process that it started holds {lock} still: {left}",
+        f"wait until it ends, or end it: kill {left.replace(',', '')}",
+    )
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # Another user's.
+    return True
+
+
+def _having_open(path: Path) -> list[int]:
+    """Processes that have a file open, without this one, as far as /proc shows them."""
+    found = []
+    for handle in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            process = int(handle.parts[2])
+            if process != os.getpid() and process not in found and os.path.samefile(handle, path):
+                found.append(process)
+        except OSError:
+            continue  # Closed meanwhile, or not ours to see.
+    return sorted(found)
+
+
 @contextlib.contextmanager
 def locked(folder: Path, name: str = LOCK, *, shared: bool = False) -> Iterator[None]:
     """Hold `folder` for this process; a second kdctool on the same folder ends with exit code 4.
@@ -135,9 +176,7 @@ def locked(folder: Path, name: str = LOCK, *, shared: bool = False) -> Iterator[
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            raise InUse(
-                f"{folder} is in use by {file.read().strip() or 'another kdctool'}", "wait for it, or stop it"
-            ) from error
+            raise InUse(*_occupied(folder, folder / name, file.read().strip())) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

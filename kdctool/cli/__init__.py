@@ -88,6 +88,8 @@ def run(arguments: list[str]) -> int:
         from typer.rich_utils import rich_format_error
 
         rich_format_error(error)  # type: ignore[arg-type]
+        if str(error).startswith("No such command") and "Did you mean" not in str(error):
+            print("next:  kdctool --help lists the commands", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)

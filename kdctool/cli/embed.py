@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 
 def embed(
-    clips: Annotated[Path, typer.Argument(help="Folder of videos, or of shards.")],
+    clips: Annotated[Path, typer.Argument(help="Folder of videos, one video, or a folder of shards.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .npy or .parquet.")] = Path("features.npy"),
     run: Annotated[
         Path | None, typer.Option("--model", help="Run or export folder; default: the newest finished run.")

@@ -1,7 +1,8 @@
 """kdctool eval."""
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_origin
 
 import typer
 
@@ -35,7 +36,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for results.json; default RUN/eval/TASK.")] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="An option of the task (docs/evaluation.md); may be repeated."),
+        typer.Option(metavar="NAME=VALUE", help="An option of the task; may be repeated. --option help lists them."),
     ] = None,
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Score clips that occur in training too, and say how many.")
@@ -46,6 +47,9 @@ def evaluate(
 
     Writes RUN/eval/TASK/results.json. Training clips are scored only when --split names them.
     """
+    if option == ["help"]:
+        _options(task, format)
+        return
     from kdctool.stages import evaluate as stage
 
     done = stage.run(
@@ -71,6 +75,31 @@ def evaluate(
         ("results", str(done.folder / "results.json")),
     ]
     summary(f"eval {task}", rows, _further(done), done.payload, format)
+
+
+def _options(task: str, format: str) -> None:
+    """The options of a task, as its section declares them."""
+    from kdctool.tasks import tasks
+
+    fields = tasks.get(task).options.model_fields
+    told = {name: (field.get_default(call_default_factory=True), field.description) for name, field in fields.items()}
+    others = ", ".join(name for name in tasks.names() if name != task)
+    payload = {name: {"default": default, "meaning": text} for name, (default, text) in told.items()}
+    if format == "json":
+        print(json.dumps(payload, sort_keys=True))
+        return
+    rows = [
+        [name, json.dumps(default), " ".join(f"{text or ''} {_choices(fields[name].annotation)}".split())]
+        for name, (default, text) in told.items()
+    ]
+    table(f"eval --task {task} --option NAME=VALUE: name, default, meaning", [], rows or [["it has none", "", ""]])
+    print(f"next: --task names another task: {others}")
+
+
+def _choices(kind: object) -> str:
+    """The values that an option can have, where they are listed."""
+    values = get_args(kind) if get_origin(kind) is Literal else ()
+    return f"One of {', '.join(map(str, values))}." if values else ""
 
 
 def _further(done: "Evaluated") -> str:

@@ -22,7 +22,7 @@ def extract(
         str,
         typer.Argument(
             metavar="VIDEOS",
-            help="Folder (searched recursively), .txt list (a path per line), or .csv with a column `path` and optional"
+            help="Folder (searched recursively), one file, .txt list (a path per line), or .csv: `path` and optional"
             " `start`, `end` (or `start_s`, `duration_s`), `label` (one) or `labels` (separated by ;), `split`."
             " Folder, list and what it names may be URLs: s3://, gs://, file://.",
         ),

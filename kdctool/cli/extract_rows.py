@@ -37,6 +37,8 @@ def rows_of(done: "Summary") -> list[tuple[str, str]]:
         rows += [(lack, str(count)) for lack, count in sorted(done.lacking.items())]
         rows += [("quarantined", str(done.counts.get("quarantined", 0)))]
         rows += [(f"  {reason}", str(count)) for reason, count in done.reasons.items()]
+        rows += [("  why, for each", str(done.out / "quarantine.jsonl"))] if done.reasons and done.is_merged else []
+        rows += [("  to keep them", hint)] if (hint := done.keeping()) else []
     rows += [("other files, ignored", str(done.num_ignored))]
     rows += [("named twice", str(done.num_duplicates))] if done.num_duplicates else []
     if done.num_same_bytes or done.num_look_alike:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from kdctool.cli.show import Format, summary
+from kdctool.errors import quoted
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +38,8 @@ def report(
         ("evaluations", ", ".join(done.sections) or "none"),
         ("media", media + (f"; left out for size: {left}" if left else "")),
     ]
+    if done.unfinished:
+        rows.insert(0, ("unfinished", done.unfinished))
     if done.is_small:
         rows.append(("pictures", "half as large as they could be, for size"))
     if done.not_done:
@@ -47,9 +50,10 @@ def report(
         "path": str(done.path),
         "bytes": done.size,
         "rows": done.rows,
+        **({"unfinished": done.unfinished} if done.unfinished else {}),
         "evaluations": list(done.sections),
         "media": done.kept,
         "left_out": done.left_out,
         "not_evaluated": [one.task for one in done.not_done],
     }
-    summary("report", rows, first or f"open {done.path} in a browser", payload, format)
+    summary("report", rows, first or f"open {quoted(done.path)} in a browser", payload, format)

@@ -36,6 +36,7 @@ def check_file(path: str) -> os.stat_result:
     except OSError as error:
         raise Rejected(_stat_reason(path, error), error.strerror or "") from error
     if stat.S_ISDIR(status.st_mode):
+        _check_listed(path)
         raise Rejected("is_folder")
     if stat.S_ISFIFO(status.st_mode):
         raise Rejected("is_fifo")
@@ -44,6 +45,14 @@ def check_file(path: str) -> os.stat_result:
     if status.st_size == 0:
         raise Rejected("empty")
     return status
+
+
+def _check_listed(folder: str) -> None:
+    """Rejected where a folder may not be listed: the search for inputs could not look into it."""
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise Rejected(_stat_reason(folder, error), "a folder: what lies in it is not known") from error
 
 
 def _stat_reason(path: str, error: OSError) -> str:

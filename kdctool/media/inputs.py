@@ -15,6 +15,7 @@ from kdctool.media import stored
 from kdctool.media.settings import Item, Segment
 from kdctool.places import Place, Remote, is_url
 from kdctool.places.scratch import scratch
+from kdctool.progress import say
 
 MEDIA_SUFFIXES = frozenset(
     {".3g2", ".3gp", ".aac", ".avi", ".flac", ".flv", ".m2ts", ".m4a", ".m4v", ".mkv", ".mov", ".mp3", ".mp4", ".mpeg"}
@@ -55,13 +56,15 @@ class _List:
 
 
 def find(videos: Place, images: bool = False) -> Inputs:
-    """List the inputs of a folder, a .txt or a .csv. UsageFault when it is not there, DataFault when it holds none.
+    """The inputs of a folder, a .txt, a .csv, or one file. UsageFault when it is not there, DataFault when it is empty.
 
     Of a folder, the media files; with `images` the pictures instead.
     """
     kind = videos.kind() if isinstance(videos, Remote) else _kind(videos)
+    is_wanted = _is_picture if images else _is_media
+    if kind == "file" and isinstance(videos, Path) and is_wanted(videos.name):
+        return Inputs((Item(os.path.abspath(videos), videos.name),))
     if kind == "folder":
-        is_wanted = _is_picture if images else _is_media
         found = _searched(videos, is_wanted)
         if not found.items:
             raise DataFault(
@@ -70,7 +73,7 @@ def find(videos: Place, images: bool = False) -> Inputs:
             )
         return found
     if not kind:
-        raise UsageFault(f"{videos} does not exist", "give a folder of videos, a .txt list or a .csv")
+        raise UsageFault(f"{videos} does not exist", "give a folder of videos, one video, a .txt list or a .csv")
     if kind != "file" or not videos.name.lower().endswith(LIST_SUFFIXES):
         raise UsageFault(
             f"{videos} is neither a folder nor a .txt or .csv list",
@@ -121,7 +124,8 @@ def _folder(root: str, is_wanted: Callable[[str], bool]) -> Inputs:
     items: list[Item] = []
     num_ignored = 0
     seen: set[tuple[int, int]] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_no_entry):
+    closed: list[OSError] = []
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=closed.append):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:  # Reached again through a link, perhaps to a parent.
             subfolders.clear()
@@ -135,13 +139,15 @@ def _folder(root: str, is_wanted: Callable[[str], bool]) -> Inputs:
                 items.append(Item(path, os.path.relpath(path, root)))
             else:
                 num_ignored += 1
+    if closed and not items:
+        raise UsageFault(
+            f"cannot read the folder {closed[0].filename}: {closed[0].strerror}",
+            "make it readable, or give a list of files",
+        )
+    for error in closed:  # An input like any other: it gets a row that says why nothing came of it.
+        say(f"cannot read the folder {error.filename}: {error.strerror}; it is quarantined, the others are read")
+        items.append(Item(error.filename, os.path.relpath(error.filename, root)))
     return Inputs(tuple(sorted(items, key=_order)), num_ignored)
-
-
-def _no_entry(error: OSError) -> None:
-    raise UsageFault(
-        f"cannot read the folder {error.filename}: {error.strerror}", "make it readable, or give a list of files"
-    )
 
 
 def _is_media(name: str) -> bool:

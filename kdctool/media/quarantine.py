@@ -8,7 +8,7 @@ REASONS: dict[str, str] = {
     "is_special": "a device or socket with the name of a media file; it is never opened",
     "dangling_link": "a symbolic link to nothing",
     "symlink_loop": "a symbolic link that leads back to itself",
-    "no_permission": "the file may not be read",
+    "no_permission": "the file, or the folder, may not be read",
     "io_error": "the disk or the network failed while reading, twice",
     "changed": "the file changed while it was being read, twice",
     "unreadable": "no media file: its container is unknown or its header is damaged",

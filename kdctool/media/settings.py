@@ -57,7 +57,8 @@ class Settings:
         for name, (least, most) in limits.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
-                raise UsageFault(f"{FLAG_OF_KEY[name]} = {value} is not between {least} and {most}")
+                flag = FLAG_OF_KEY[name]
+                raise UsageFault(f"{flag} = {value} is not between {least} and {most}", f"give {flag} within these")
         choices = {"audio": AudioFormat, "decoder": DecoderName, "fit": Fit, "allow_missing": Lacking}
         for name, kind in choices.items():
             value, known = getattr(self, name), get_args(kind)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from kdctool.errors import UsageFault
+from kdctool.errors import UsageFault, quoted
 from kdctool.recipe.kinds import Names, NonNegative, PositiveFloat, as_tuple
 from kdctool.recipe.lines import key_lines, line_of
 from kdctool.recipe.load import SHIPPED
@@ -154,7 +154,7 @@ def load_study(path: Path) -> Study:
     if "arms" not in tree and {"model", "objective", "training"} & tree.keys():
         raise UsageFault(
             f"{path} is a recipe, not a study: it has no [[arms]]",
-            f"kdctool sweep {path} --grid SECTION.KEY=VALUE,VALUE --seeds 3",
+            f"kdctool sweep {quoted(path)} --grid SECTION.KEY=VALUE,VALUE --seeds 3",
         )
     try:
         study = Study.model_validate(tree)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kdctool import recipe as recipes
-from kdctool.errors import UsageFault
+from kdctool.errors import UsageFault, quoted
 from kdctool.media.settings import Settings
 from kdctool.progress import bar, say
 from kdctool.recipe import Recipe
@@ -132,8 +132,11 @@ def _report(out: Path, trained: Result, untrained: Result, classified: Result, s
         "n_scored": trained.n_scored,
         "seconds": seconds,
         "out": str(out),
+        "reports": [str(out / "runs" / name / report.NAME) for name in ("pretrain", "finetune")],
     }
-    return Demo([Section(title, columns, rows)], places, "kdctool extract YOUR_VIDEOS/ out/", payload)
+    page = out / "runs" / "finetune" / report.NAME
+    next_step = f"open {quoted(page)} in a browser; with your own videos: kdctool extract YOUR_VIDEOS/ out/"
+    return Demo([Section(title, columns, rows)], places, next_step, payload)
 
 
 def _cells(metric: Metric) -> list[str]:

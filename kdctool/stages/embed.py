@@ -119,15 +119,15 @@ def _shards(
     if not clips.exists():
         raise UsageFault(f"{clips} does not exist", "give a folder of videos or of shards")
     if (clips / shard_index.INDEX).exists() or (clips.is_dir() and any(clips.glob("*.tar"))):
-        if stride_s or every_window:
+        if stride_s is not None or every_window:
             raise UsageFault("--windows and --stride cut videos, and these are shards", "leave them out")
         return clips, {}
     if (clips / MANIFEST).exists():
         packed = f"kdctool shard {quoted(clips)} shards/, then kdctool embed shards/"
         raise UsageFault(f"{clips} holds extracted clips, neither videos nor shards", packed)
     settings: Settings = settings_for(opened.recipe, opened.clip)
-    if stride_s or every_window:
-        settings = Settings(**{**vars(settings), "stride_s": stride_s or settings.window_s})
+    if stride_s is not None or every_window:
+        settings = Settings(**{**vars(settings), "stride_s": settings.window_s if stride_s is None else stride_s})
     shards = out.with_name(out.name + ".shards")
     made, _ = extract_to_shards.run(clips, shards, settings, packing={"holdout": False}, workers=workers or None)
     return shards, dict(made.reasons)

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from kdctool import __version__
-from kdctool.errors import UsageFault, quoted
+from kdctool import recipe as recipes
+from kdctool.errors import KdctoolError, UsageFault, quoted
 from kdctool.files import read_json, write_bytes, write_json
 from kdctool.progress import say
 from kdctool.recipe import Expected, Recipe
+from kdctool.recipe.objective import DISTILL
 from kdctool.registry import load_plugins
 from kdctool.shards import index as shard_index
 from kdctool.stages import leakage, run_folder
@@ -218,8 +220,7 @@ def _newest(task: str, options: dict[str, Any] | None) -> Path:
         raise UsageFault(f"{lacking[0]} in {run_folder.RUNS}/, and {task} needs {lacking[1]}", lacking[2])
     # Where no run fits, the newest of them says by opening it why it does not.
     run = next((run for run in runs if _fits(run, scorer)), None) or run_folder.newest(kinds=kinds)
-    newer = [other.name for other in run_folder.finished() if other != run]
-    say(f"no RUN was named: {run} is the newest finished one that {task} can score" if newer else f"scoring {run}")
+    say(f"no RUN was named: {run} is the newest finished one that {task} can score")
     return run
 
 
@@ -244,7 +245,8 @@ def _fits(run: Path, scorer: Task) -> bool:
         return False
     if objective.student_sees_frames_alone and ("audio" in scorer.needs or scorer.wants == "objective"):
         return False
-    return scorer.wants != "objective" or objective.decodes
+    decodes = objective.name != DISTILL and objective.reconstruction.weight > 0
+    return decodes or scorer.wants != "objective"
 
 
 def _plain(value: Any) -> Any:

@@ -50,6 +50,15 @@ class Summary:
     estimate: Estimate | None = None
     """Of a dry run: what is to do costs, told from a sample."""
 
+    def keeping(self) -> str:
+        """How clips are kept that were quarantined because they lack sound or picture; empty where none were."""
+        kinds = [kind for kind in ("audio", "video") if self.reasons.get(f"no_{kind}")]
+        if not kinds:
+            return ""
+        lacking = "both" if len(kinds) == 2 else kinds[0]
+        number = sum(self.reasons[f"no_{kind}"] for kind in kinds)
+        return f"kdctool extract --allow-missing {lacking}, into another folder, keeps {number} of them"
+
     @property
     def clips_per_s(self) -> float:
         return self.num_made / self.seconds if self.seconds else 0.0
@@ -85,7 +94,9 @@ def judge(done: Summary, max_bad: float) -> None:
     """DataFault when nothing is usable, or when a larger share than `max_bad` is not."""
     num_bad, num_rows = done.counts.get("quarantined", 0), sum(done.counts.values())
     told = ", ".join(f"{count} {reason}" for reason, count in done.reasons.items())
-    look = f"{done.out / 'quarantine.jsonl'} says why for each; --retry-quarantined tries them again"
+    look = f"{done.out / 'quarantine.jsonl'} says why for each; kdctool extract --retry-quarantined tries them again"
+    if hint := done.keeping():
+        look += f"; {hint}"
     if num_bad == num_rows:
         raise DataFault(f"none of {num_rows} clips is usable: {told}", look)
     if num_bad > max_bad * num_rows:

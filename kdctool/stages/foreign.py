@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdctool.errors import UsageFault
+from kdctool.errors import UsageFault, quoted
 from kdctool.export.about import WEIGHTS
 from kdctool.files import read_json
 from kdctool.stages.run_folder import RECIPE_FILE
@@ -30,7 +30,7 @@ def no_model(path: Path) -> UsageFault:
             f"{path} is a bare file of weights: it says neither which architecture it is of, nor how inputs are "
             "normalised, nor what its classes are called",
             f"of a ViT: {_command(path, told, path.parent / RECIPE_FILE)}; of an audio-visual model: kdctool import "
-            f"{path} FOLDER --as LAYOUT; then name FOLDER",
+            f"{quoted(path)} FOLDER --as LAYOUT; then name FOLDER",
         )
     return UsageFault(
         f"{path} is neither a run nor an export of kdctool",
@@ -47,9 +47,9 @@ def timm_card(folder: Path) -> dict[str, Any]:
 
 def _command(weights: Path, card: dict[str, Any], recipe: Path) -> str:
     """The import that keeps a ViT an image model, with all that is known of it."""
-    command = f"kdctool import {weights} FOLDER --as timm --tower image --model {card['architecture']}"
+    command = f"kdctool import {quoted(weights)} FOLDER --as timm --tower image --model {card['architecture']}"
     if recipe.is_file():
-        return f"{command} --recipe {recipe}"
+        return f"{command} --recipe {quoted(recipe)}"
     seen = card.get("pretrained_cfg") or {}
     for key in ("mean", "std"):
         command += f" --set 'data.image_{key}={json.dumps(seen[key])}'" if seen.get(key) else ""

@@ -9,7 +9,7 @@ from torch import nn
 
 from kdctool import dist
 from kdctool import recipe as recipes
-from kdctool.errors import UsageFault
+from kdctool.errors import UsageFault, quoted
 from kdctool.export.about import WEIGHTS
 from kdctool.files import read_json, sha256_file
 from kdctool.models.av_encoder import AVEncoder
@@ -48,12 +48,12 @@ def initial_state(path: Path, model: Model) -> Initial:
     if not name:
         first = ", ".join(list(state)[:3])
         raise UsageFault(f"model.init = {path} holds no known layout of weights (it begins with {first})",
-                         f"kdctool import {path} --as LAYOUT FOLDER, then model.init = FOLDER")  # fmt: skip
+                         f"kdctool import {quoted(path)} --as LAYOUT FOLDER, then model.init = FOLDER")  # fmt: skip
     known = layout(name)
     usual = known.sizes(state).model.get("heads", model.heads)
     _tell(f"{path} looks like {name}")
     if known.sizes(state).model["width"] in HEADS:
-        fix = f"--set model.heads={usual}; or kdctool import {path} with the other number, and start from that"
+        fix = f"--set model.heads={usual}; or kdctool import {quoted(path)} with the other number, and start from that"
         _check_heads(usual, model.heads, f"published models as wide as {path} have", fix)
     mapped = known.translate(state, model)
     fitted, notes = fit_positions(mapped.state, model)

@@ -22,7 +22,7 @@ from kdctool.progress import say
 from kdctool.seeds import fold
 from kdctool.shards import index as shard_index
 from kdctool.stages import fitting, pretrain
-from kdctool.stages.run_folder import RECIPE_FILE, RUN_FILE
+from kdctool.stages.run_folder import RECIPE_FILE, RUN_FILE, read_about
 from kdctool.train import checkpoint
 
 
@@ -42,7 +42,9 @@ def run(path: Path, *, shards: Path | None = None, device_name: str = "auto") ->
     """Run the step of a capture file again on the weights of the newest checkpoint at or before it."""
     about = _read(path)
     folder, step = path.parent.parent, int(about["step"])
-    if read_json(folder / RUN_FILE)["kind"] != "pretrain":
+    if not (folder / RUN_FILE).exists():
+        raise UsageFault(f"{path} does not lie in a run: no {folder / RUN_FILE}", "name it as RUN/nonfinite/FILE")
+    if read_about(folder)["kind"] != "pretrain":
         raise UsageFault(f"{folder} is a finetuning", "replay knows pre-training runs")
     recipe = recipes.load(folder / RECIPE_FILE)
     index = shard_index.load(Path(shards or recipe.data.shards))
@@ -92,5 +94,6 @@ def _read(path: Path) -> dict[str, Any]:
         if {"step", "clips", "data_digest"} <= about.keys():
             return about
     except (OSError, ValueError, TypeError) as error:
-        raise UsageFault(f"cannot read {path}: {error}", "such files are written to RUN/nonfinite/") from error
+        cause = (error.strerror or type(error).__name__) if isinstance(error, OSError) else error
+        raise UsageFault(f"cannot read {path}: {cause}", "such files are written to RUN/nonfinite/") from error
     raise UsageFault(f"{path} is no capture of a step", "they are written to RUN/nonfinite/")

@@ -43,6 +43,8 @@ class Reported:
     kept: dict[str, int]
     left_out: dict[str, int]
     is_small: bool
+    unfinished: str = ""
+    """`step 26 of 80`, where training ended before its end."""
 
 
 def run(
@@ -81,6 +83,7 @@ def run(
         settled.kept,
         settled.left_out,
         settled.is_small,
+        facts.facts.get("unfinished", ""),
     )
 
 
@@ -98,7 +101,9 @@ def _facts(folder: Path) -> RunFacts:
     shown = runs.show(folder)
     state, about = shown.state, shown.state.about
     recipe = _text(folder / run_folder.RECIPE_FILE)
+    unfinished = runs.unfinished(folder, state.step) if state.step is not None and not state.alive else ""
     facts = {
+        "unfinished": unfinished.removeprefix("unfinished: "),
         "recipe digest": about.get("recipe_digest"),
         "data digest": about.get("data_digest"),
         "started from": about.get("source"),
@@ -126,14 +131,16 @@ def _facts(folder: Path) -> RunFacts:
 
 def _export_facts(folder: Path) -> RunFacts:
     about = read_json(folder / EXPORT_FILE)
-    names = ("recipe_digest", "data_digest", "weights_sha256")
+    names = ("unfinished", "recipe_digest", "data_digest", "weights_sha256")
     return RunFacts(
         name=folder.resolve().name,
         path=str(folder),
         kind=f"export of a {about.get('kind')} run",
         state="done",
         step=about.get("step"),
-        facts={name.replace("_", " "): str(about[name]) for name in names if about.get(name)},
+        facts={
+            name.replace("_", " "): str(about[name]).removeprefix("unfinished: ") for name in names if about.get(name)
+        },
     )
 
 

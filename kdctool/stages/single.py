@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kdctool.errors import UsageFault, VerificationFault
+from kdctool.errors import UsageFault, VerificationFault, quoted
 from kdctool.media.settings import Settings
 from kdctool.models.image_classifier import patch_tokens
 from kdctool.stages import media_file
@@ -77,7 +77,7 @@ class Model(Opened):
     def classify(self, path: Source) -> dict[str, float]:
         """Probability of every label, highest first; UsageFault where the model has no classifier."""
         if self.classifier is None:
-            raise UsageFault(f"{self.path} has no classifier", f"kdctool finetune {self.path} makes one")
+            raise UsageFault(f"{self.path} has no classifier", f"kdctool finetune {quoted(self.path)} makes one")
         uses = self.classifier.modality
         window = self._first(path, "none" if uses == "both" else "video" if uses == "audio" else "audio")
         batch = {}

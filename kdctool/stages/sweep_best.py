@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kdctool.errors import UsageFault
+from kdctool.errors import UsageFault, quoted
 from kdctool.files import read_json
 from kdctool.recipe.arms import Best
 from kdctool.recipe.load import load
@@ -16,7 +16,7 @@ def best_of(path: Path, studies: Path) -> Best:
     """The best arm of the study in `path`, whose results lie under `studies`; UsageFault where it has none yet."""
     other = load_study(path)
     results = studies / other.name / RESULTS
-    again = f"kdctool sweep {path} --out {results.parent}"
+    again = f"kdctool sweep {quoted(path)} --out {quoted(results.parent)}"
     found = read_json(results).get("best") if results.exists() else None
     if not found:
         raise UsageFault(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from kdctool.errors import quoted
 from kdctool.progress import say
 from kdctool.recipe import Recipe
 from kdctool.registry import load_plugins
@@ -30,5 +31,5 @@ def run(recipe: Recipe, *, shards: Path | None = None, out: Path) -> Path:
             model = {name: tensor.detach().contiguous() for name, tensor in objective.state_dict().items()}
             checkpoint.write(out / "checkpoints", checkpoint.Snapshot(model, {}, state))
             say(f"{out}: the model as seed {recipe.seed} initialises it, not trained")
-        write_status(out, "done", 0, 0, next_step=f"kdctool eval {out} --task retrieval")
+        write_status(out, "done", 0, 0, next_step=f"kdctool eval {quoted(out)} --task retrieval")
     return out

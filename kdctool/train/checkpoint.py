@@ -128,7 +128,7 @@ def save(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, s
 
 def purge(folder: Path, keep: int, keep_every: int = 0) -> None:
     """Delete what is neither among the newest `keep` nor at a multiple of `keep_every` steps, and interrupted saves."""
-    for path in _names(folder)[:-keep]:
+    for path in names(folder)[:-keep]:
         if keep_every and int(path.name.removeprefix(PREFIX)) % keep_every == 0:
             continue
         # A rename first: a purge that is killed half-way must not leave something that looks complete.
@@ -143,7 +143,7 @@ def _doomed(path: Path) -> Path:
 
 def latest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint whose hashes hold; damaged ones are named and passed over."""
-    for path in reversed(_names(folder)):
+    for path in reversed(names(folder)):
         if (cause := damage(path)) is None:
             return Checkpoint(path, read_json(path / STATE))
         say(f"checkpoint {path} is damaged ({cause}); trying the one before")
@@ -221,7 +221,8 @@ def other_machine(state: dict[str, Any]) -> list[str]:
     return [f"{key} was {state[key]} and is {value}" for key, value in machine().items() if state.get(key) != value]
 
 
-def _names(folder: Path) -> list[Path]:
+def names(folder: Path) -> list[Path]:
+    """The checkpoints of a run that look complete, oldest first."""
     return sorted(p for p in folder.glob(f"{PREFIX}*") if p.is_dir() and not p.name.endswith(PARTIAL))
 
 

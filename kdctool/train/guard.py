@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdctool.batch import Batch
 from kdctool.dist import gather, is_main
-from kdctool.errors import KdctoolError
+from kdctool.errors import KdctoolError, quoted
 from kdctool.files import write_json
 from kdctool.progress import say
 from kdctool.recipe.machine import Guard
@@ -41,7 +41,7 @@ class NonFiniteGuard:
     def judge(self, error: NonFiniteError, micros: list[Batch]) -> None:
         """Write the capture file; return when the step may be left out, raise `error` when the run must end."""
         path = self.capture(error, micros)
-        error.next_step = f"kdctool replay {path}; {error.next_step}"
+        error.next_step = f"kdctool replay {quoted(path)}; {error.next_step}"
         if self.options.on_nonfinite == "stop" or len(self.skipped) >= self.options.max_skips:
             raise error
         self.skipped.append(error.step)

@@ -68,6 +68,8 @@ class Saver:
             self._error, self.failures = None, 0
         except EnvironmentFault as error:
             self._error, self.failures = error, self.failures + 1
-            say(f"checkpoint of step {snapshot.step} was not saved: {error.cause}; the one before is intact")
+            before = checkpoint.names(self.folder)
+            rest = f"{before[-1].name} is intact" if before else "there is none before it, so nothing is saved yet"
+            say(f"checkpoint of step {snapshot.step} was not saved: {error.cause}; {rest}")
         except BaseException as error:
             self._error = error

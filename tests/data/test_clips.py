@@ -14,7 +14,7 @@ from PIL import Image
 
 from kdctool import recipe as recipes
 from kdctool.data import decode
-from kdctool.data.clips import Clips, Failed
+from kdctool.data.clips import Clips, Draw, Failed
 from kdctool.data.device import ToBatch
 from kdctool.data.order import Order, Request
 from kdctool.errors import DataFault
@@ -138,6 +138,35 @@ def test_a_damaged_member_reaches_the_trainer_as_a_data_fault(tmp_path: Path, ti
     failed = clips.__getitems__([Request(0, 0, 0)])
     assert isinstance(failed, Failed)
     assert f"train-000000.tar: member clip-0.flac at offset {offset}" in failed.error.cause
+
+
+@pytest.mark.parametrize("member", ["0.jpg", "1.jpg", "flac", "json"])
+def test_one_flipped_bit_is_refused_whenever_its_member_is_drawn_and_only_then(
+    tmp_path: Path, tiny_recipe: Callable[..., Path], member: str
+) -> None:
+    """Training draws one of the frames at random: every epoch that draws the damaged one ends by name."""
+    recipe = recipes.load(tiny_recipe())
+    made = make(tmp_path / "s", [sound(0.5, n) for n in range(3)], "flac")
+    path, split = tmp_path / "s" / "train-000000.tar", made.split("train")
+    whole = path.read_bytes()
+    offset, length = split.members(1)[member]
+    for bit in (0, 4 * length, 8 * length - 1):  # Of the first byte, of the middle, of the last byte.
+        data = bytearray(whole)
+        data[offset + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        clips = Clips(made, split, recipe, training=True, with_labels=True)
+        refused, shown = [], []
+        for epoch in range(24):
+            request = Request(1, epoch, 0)
+            shown.append(f"{clips.shown(Draw(1, epoch, clips._seed(request), False), 2)[0]}.jpg")
+            answer = clips.__getitems__([request])
+            refused.append(isinstance(answer, Failed))
+            if isinstance(answer, Failed):
+                place = f"train-000000.tar: member clip-1.{member} at offset {offset}"
+                assert answer.error.cause == f"{place}: its bytes do not match the checksum of the index"
+            assert not isinstance(clips.__getitems__([Request(0, epoch, 0), Request(2, epoch, 1)]), Failed)
+        assert set(shown) == {"0.jpg", "1.jpg"}  # Each frame was drawn, so each was put to the test.
+        assert refused == [member not in ("0.jpg", "1.jpg") or name == member for name in shown]
 
 
 def test_a_seeded_webdataset_pipeline_over_the_same_tars_yields_the_same_samples(tiny_shards: Path) -> None:

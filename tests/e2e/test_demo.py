@@ -33,6 +33,7 @@ def test_the_demo_learns_and_its_export_opens(tmp_path: Path) -> None:
         assert f">{section}</h2>" in page
         assert page.count("data:image/") == pictures
     assert "report" in found["seconds"]
+    assert all(Path(page).is_file() for page in found["reports"])
 
     folder = tmp_path / "my demo" / "export"
     opened = kdctool.load(folder)

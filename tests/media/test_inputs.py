@@ -69,6 +69,17 @@ def test_missing_empty_and_foreign_inputs_are_refused(tmp_path: Path) -> None:
         inputs.find(tmp_path / "list.txt")
 
 
+def test_one_file_is_an_input_by_the_name_it_has_in_its_folder(tmp_path: Path) -> None:
+    for name in ("one.MP4", "two.mp4", "p.jpg"):
+        (tmp_path / name).touch()
+    (item,) = inputs.find(tmp_path / "one.MP4").items
+    assert item in inputs.find(tmp_path).items
+    assert [item.source for item in inputs.find(tmp_path / "p.jpg", images=True).items] == ["p.jpg"]
+    for name, images in (("p.jpg", False), ("one.MP4", True)):
+        with pytest.raises(UsageFault, match="neither"):
+            inputs.find(tmp_path / name, images=images)
+
+
 def test_a_list_names_files_relative_to_itself_or_absolute(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\ufeffa b.mp4\r\nsub/-x.mp4\n\n/elsewhere/y.mp4\na b.mp4\n../z.mp4\n")
     found = inputs.find(tmp_path / "list.txt")

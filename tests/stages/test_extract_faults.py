@@ -238,7 +238,7 @@ def test_a_missing_parent_is_made(videos: Path, tmp_path: Path) -> None:
 
 
 def test_what_may_not_be_read_is_named(video: bytes, tmp_path: Path) -> None:
-    """A closed sub-folder before any work; a closed file as a row of its own."""
+    """Where nothing else is there, a closed sub-folder ends it; beside others it is a row, as a closed file is."""
     libc = ctypes.CDLL(None)
 
     def without_privilege() -> None:  # Root reads everything, until it gives up CAP_DAC_OVERRIDE and _READ_SEARCH.
@@ -256,6 +256,19 @@ def test_what_may_not_be_read_is_named(video: bytes, tmp_path: Path) -> None:
     (videos / "closed.mp4").chmod(0)
     code, said = ended(start(videos, out, preexec_fn=without_privilege))
     assert (code, "1 no_permission" in said) == (3, True)
+    (videos / "good.mp4").write_bytes(video)
+    (videos / "secret").mkdir()
+    (videos / "secret").chmod(0)
+    code, said = ended(start(videos, out, preexec_fn=without_privilege))
+    assert (code, f"cannot read the folder {videos / 'secret'}" in said) == (0, True)
+    rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert sorted((row["source"], row["status"], row["reason"]) for row in rows) == [
+        ("closed.mp4", "quarantined", "no_permission"),
+        ("good.mp4", "ok", ""),
+        ("secret", "quarantined", "no_permission"),
+    ]
+    code, said = ended(start(videos, out, preexec_fn=without_privilege))
+    assert code == 0
 
 
 def test_of_two_processes_on_one_folder_the_second_is_told_of_the_first(

@@ -96,7 +96,7 @@ def test_too_many_bad_steps_end_the_run(tiny_recipe: Recipe, tmp_path: Path, poi
 
 
 def test_a_full_disk_is_survived_and_repeated_failure_ends_with_the_last_checkpoint_intact(
-    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written: list[int] = []
     as_it_is = checkpoint.write
@@ -113,10 +113,26 @@ def test_a_full_disk_is_survived_and_repeated_failure_ends_with_the_last_checkpo
     with pytest.raises(EnvironmentFault) as fault:
         pretrain.run(recipe, out=run, device_name="cpu")
     assert fault.value.exit_code == 4
+    assert "step-00000001 is intact" in capsys.readouterr().err
     assert len(rows(run)) > 3
     found = checkpoint.latest(run / "checkpoints")
     assert found is not None
     assert found.step == written[0]
+
+
+def test_a_disk_that_is_full_at_the_first_checkpoint_promises_none_before(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(folder: Path, taken: checkpoint.Snapshot) -> Path:
+        raise EnvironmentFault("no space left while writing a checkpoint", "free some space")
+
+    monkeypatch.setattr(saver.checkpoint, "write", full)
+    recipe = recipes.load(tiny_recipe("log.checkpoint_every_steps=1", "guard.failed_saves=0"))
+    with pytest.raises(EnvironmentFault, match="no space left"):
+        pretrain.run(recipe, out=tmp_path / "run", device_name="cpu")
+    told = capsys.readouterr().err
+    assert "there is none before it, so nothing is saved yet" in told
+    assert "intact" not in told
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
