@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from distilling import ARCH, vit, write
+from picture_folders import picture_shards
 
 from kdctool import recipe as recipes
 from kdctool.recipe import Recipe
 from kdctool.shards import index as shard_index
-from kdctool.stages import finetune, pretrain, run_folder
+from kdctool.stages import export, finetune, pretrain, run_folder
 from kdctool.train import checkpoint
 from kdctool.train.log import write_status
 
@@ -67,3 +68,14 @@ def finetuned(run: Path, recipe: Recipe) -> Path:
     classifying = finetune.build_objective(recipe, pretrain.build_objective(recipe).encoder, index)
     about = {"labels": list(index.labels), "multi_label": index.multi_label, "clip": index.settings}
     return _finish(run, recipe, "finetune", classifying, index.digest, about)
+
+
+def exported(folder: Path) -> Path:
+    """Shards of pictures, a pre-trained run `run`, a finetuned one `tuned`, and the timm export of each."""
+    picture_shards(folder, each=8)
+    recipe = recipe_for(folder)
+    pretrained(folder / "run", recipe)
+    finetuned(folder / "tuned", recipe)
+    for name in ("run", "tuned"):
+        export.run(folder / name, out=folder / f"{name}-timm")
+    return folder

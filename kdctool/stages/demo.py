@@ -14,20 +14,12 @@ from kdctool.media.settings import Settings
 from kdctool.progress import bar, say
 from kdctool.recipe import Recipe
 from kdctool.stages import demo_clips, evaluate, export, extract, finetune, pretrain, report, shard
+from kdctool.stages.sections import Section
 from kdctool.tasks import Metric, Result
 
 CLIPS, HELD_OUT, SECONDS = 160, 40, 2.0
 STEPS = ("clips", "extract", "shard", "pretrain", "retrieval", "finetune", "classification", "export", "report")
 MARK = ".kdctool-demo"
-
-
-@dataclass(frozen=True)
-class Section:
-    """A table of the report."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from kdctool.files import write_bytes, write_json
 from kdctool.progress import bar, say
 from kdctool.recipe.study import Study
 from kdctool.stages import sweep_cell, sweep_jobs, sweep_notes, sweep_plan, sweep_table
+from kdctool.stages.sections import Section
 from kdctool.stages.sweep_best import RESULTS
 from kdctool.stages.sweep_cell import Record
 from kdctool.stages.sweep_plan import Cell, Plan
-from kdctool.stages.sweep_values import Section, flops_of
+from kdctool.stages.sweep_values import flops_of
 
 AGAIN = "the same command goes on where it stopped"
 TABLE = "table.md"

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdctool.recipe.study_parts import Curve
+from kdctool.stages.sections import Section
 from kdctool.stages.sweep_arms import PlannedArm
 from kdctool.stages.sweep_cell import Record
 from kdctool.stages.sweep_plan import Plan
-from kdctool.stages.sweep_values import NEVER, Section, Spread, interval, lacks, number, spread, values
+from kdctool.stages.sweep_values import NEVER, Spread, interval, lacks, number, spread, values
 
 
 def make(plan: Plan, records: Mapping[str, Record]) -> tuple[list[Section], list[dict[str, Any]]]:

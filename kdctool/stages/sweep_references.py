@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdctool.recipe.study_parts import References
+from kdctool.stages.sections import Section
 from kdctool.stages.sweep_plan import Plan
-from kdctool.stages.sweep_values import NEVER, Section, Values, finite, lacks, number
+from kdctool.stages.sweep_values import NEVER, Values, finite, lacks, number
 
 UNINFORMATIVE = "uninformative"
 

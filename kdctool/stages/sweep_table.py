@@ -7,13 +7,13 @@ from typing import Any
 from kdctool import __version__
 from kdctool.recipe.study_parts import Pairs
 from kdctool.stages import sweep_clips, sweep_curves, sweep_notes, sweep_references
+from kdctool.stages.sections import Section
 from kdctool.stages.sweep_arms import PlannedArm
 from kdctool.stages.sweep_cell import Record
 from kdctool.stages.sweep_plan import Plan
 from kdctool.stages.sweep_references import UNINFORMATIVE, Judged
 from kdctool.stages.sweep_values import (
     NEVER,
-    Section,
     Values,
     finite,
     flops_of,

@@ -17,15 +17,6 @@ NEVER = "\N{EM DASH}"
 
 
 @dataclass(frozen=True)
-class Section:
-    """A table."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-
-
-@dataclass(frozen=True)
 class Spread:
     """Mean and 95 % t-interval over seeds; NaN where there is none."""
 

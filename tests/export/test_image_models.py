@@ -12,8 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from distilling import ARCH
-from image_runs import SIDE, finetuned, pretrained, recipe_for
-from picture_folders import picture_shards
+from image_runs import SIDE, exported, pretrained, recipe_for
 from safetensors.torch import load_file
 from training_runs import weights
 
@@ -32,14 +31,7 @@ RELATIVE = {"student": {"arch": ARCH, "pos": "relbias", "input": "full"}}
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of pictures, a pre-trained and a finetuned run, and the timm export of each."""
-    folder = tmp_path_factory.mktemp("images")
-    picture_shards(folder, each=8)
-    recipe = recipe_for(folder)
-    pretrained(folder / "run", recipe)
-    finetuned(folder / "tuned", recipe)
-    for name in ("run", "tuned"):
-        export.run(folder / name, out=folder / f"{name}-timm")
-    return folder
+    return exported(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

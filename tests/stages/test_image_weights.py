@@ -9,8 +9,7 @@ import pytest
 import timm
 import torch
 from distilling import ARCH, vit, write
-from image_runs import SIDE, finetuned, pretrained, recipe_for
-from picture_folders import picture_shards
+from image_runs import SIDE, exported, recipe_for
 from safetensors.torch import save_file
 from training_runs import weights
 
@@ -31,13 +30,8 @@ IMAGE = {"tower": "image", "timm_model": ARCH}
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of pictures, a pre-trained run, a finetuned one, their timm exports, and these without kdctool.json."""
-    folder = tmp_path_factory.mktemp("images")
-    picture_shards(folder, each=8)
-    recipe = recipe_for(folder)
-    pretrained(folder / "run", recipe)
-    finetuned(folder / "tuned", recipe)
+    folder = exported(tmp_path_factory.mktemp("images"))
     for name in ("run", "tuned"):
-        export.run(folder / name, out=folder / f"{name}-timm")
         bare = folder / f"{name}-bare"
         bare.mkdir()
         for file in ("model.safetensors", "config.json"):
